@@ -56,7 +56,7 @@ from sdsl_jax.decoding.lookahead import FixedLookahead
 from sdsl_jax.decoding.noise import row_keys
 from sdsl_jax.models import ModelConfig, forward, init_params, prefill
 from sdsl_jax.models.cuts import early_exit, pruned
-from sdsl_jax.models.feature_head import HeadConfig, graft
+from sdsl_jax.models.feature_head import HeadConfig, graft, start_fusion, table_body
 
 V = 4
 STOP = 2
@@ -172,6 +172,20 @@ def head(seed: int = 9, taps: tuple[int, ...] = (1, 2), parallel: int = 0) -> He
 
 
 @functools.cache
+def table_head(seed: int = 9, blocks: int = 1, readout_ids: tuple[int, ...] = ()) -> Head:
+    """A head on the tables of the target of the checks, with random coefficients and blocks."""
+    target = model(2, 2)
+    width = target.config.width
+    body = table_body(target.config, blocks, readout_ids)
+    config = HeadConfig(body, width, (target.config.layers,), on_tables=True)
+    some = jax.random.normal(jax.random.key(seed), (3, width, width)) / np.sqrt(width)
+    own = start_fusion(config, some[0], some[1], some[2, 0], jax.random.key(seed))
+    if blocks:
+        own = own._replace(blocks=model(seed, blocks).params["blocks"])
+    return Head(config, own)
+
+
+@functools.cache
 def exit_draft(blocks: int = 1, seed: int = 4) -> EarlyExit:
     """An exit of the target of the checks, with a random affine map. Of two blocks, the second is not
     the target's, as after training."""
@@ -225,6 +239,8 @@ KINDS: dict[str, Any] = {
     "independent": lambda: model(1, 1),
     "head": head,
     "parallel-head": lambda: head(parallel=3),
+    "table-head": table_head,
+    "table-head-of-some": lambda: table_head(blocks=0, readout_ids=(0, 2, 3)),
     "early-exit": exit_draft,
     "early-exit-trained": lambda: exit_draft(blocks=2),
     "pruned": pruned_draft,

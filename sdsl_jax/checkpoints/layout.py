@@ -183,8 +183,10 @@ def _from_host(array: np.ndarray, sharding: Sharding) -> jax.Array:
 @functools.partial(
     jax.jit, static_argnames=("layout", "function", "model", "config"), donate_argnames="state"
 )
-def _step_in_place(state, tokens, learning_rate, *, layout: Layout, function, model, config):
-    state, metrics = function(state, tokens, learning_rate, model=model, config=config)
+def _step_in_place(
+    state, tokens, learning_rate, tables=None, *, layout: Layout, function, model, config
+):
+    state, metrics = function(state, tokens, learning_rate, tables, model=model, config=config)
     return jax.lax.with_sharding_constraint(state, layout.state_shardings(state)), metrics
 
 

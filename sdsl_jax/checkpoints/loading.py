@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import re
@@ -22,6 +23,7 @@ from sdsl_jax.checkpoints.model_folder import (
     RECORD,
     LoadedModel,
     load_model_folder,
+    open_model_folder,
 )
 from sdsl_jax.checkpoints.storage import digest
 from sdsl_jax.config import ParallelConfig
@@ -87,6 +89,36 @@ def load_model(
     if is_published(path):
         return load_published(path, options, progress)
     return with_weights(load_model_folder(path), options.weights)
+
+
+def open_model(path: str | Path) -> LoadedModel:
+    """Any model without its weights: its `params` are None.
+
+    The weights of a published model are read nevertheless, because its digest is that of what they
+    are: once a process, unless its files change.
+
+    Args:
+      path: As of `load_model`.
+
+    Raises:
+      SdslError: The path holds no model, or the model is damaged.
+    """
+    path = Path(path)
+    require_model_path(path)
+    if is_published(path):
+        return _opened(path, tuple(files_stamp(path)))
+    return open_model_folder(path)
+
+
+@functools.lru_cache(maxsize=8)
+def _opened(path: Path, stamp: tuple[Any, ...]) -> LoadedModel:
+    return load_published(path)._replace(params=None)
+
+
+def files_stamp(path: Path) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of the files of a published model, which change with it."""
+    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
+    return [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
 
 
 def with_weights(model: LoadedModel, storage: WeightStorage) -> LoadedModel:
@@ -302,7 +334,7 @@ def load_recorded(record: ModelRecord, folder: Path) -> LoadedModel:
         record.checkpoint,
         f"the records in {folder} name no checkpoint of {record.model_id}; its weights are not known.",
     )
-    loaded = load_model_folder(folder / record.checkpoint)
+    loaded = load_model(folder / record.checkpoint)
     require(
         loaded.record.params_digest == record.params_digest,
         f"the model in {loaded.folder} is not the {record.model_id} of the records in {folder}: its digest differs.",

@@ -32,7 +32,7 @@ from sdsl_jax.data.tokenizer import (
 from sdsl_jax.decoding import Head, Model
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.models import ModelConfig, Params, abstract_params, count
-from sdsl_jax.models.feature_head import HeadConfig, abstract_head
+from sdsl_jax.models.feature_head import HeadConfig, abstract_head, head_counts
 from sdsl_jax.models.weights import store
 from sdsl_jax.notebook import table_of
 from sdsl_jax.processes import is_primary
@@ -41,9 +41,11 @@ from sdsl_jax.records.documents import from_json
 from sdsl_jax.user_files import reading
 
 # Version 1 has float32 weights. Version 2 has matrices in bfloat16. Versions 3 and 4 are the same
-# for heads on hidden states.
-FORMAT, _VERSIONS = "sdsl_jax model", {1: "float32", 2: "bfloat16", 3: "float32", 4: "bfloat16"}
-_FIRST_OF_HEADS = 3
+# for heads on hidden states, and 5 and 6 for those on their target's tables, which are not in the
+# folder: the record's `teacher_digest` says which target that is.
+FORMAT = "sdsl_jax model"
+_VERSIONS = {n: "bfloat16" if n % 2 == 0 else "float32" for n in range(1, 7)}
+_FIRST_OF_HEADS, _FIRST_ON_TABLES = 3, 5
 PARAMS, RECORD, MODEL, TOKENIZER = "params", "record.json", "model.json", "tokenizer.json"
 _MODELS = "model-*"
 
@@ -148,7 +150,10 @@ def write_model_folder(
     storage.save(folder / PARAMS, params, {"model_id": record.model_id})
     if is_primary():
         matrices = {x.dtype.name for x in jax.tree.leaves(params) if x.ndim == 2}
-        version = (_FIRST_OF_HEADS if head else 1) + ("bfloat16" in matrices)
+        first = 1
+        if head is not None:
+            first = _FIRST_ON_TABLES if head.on_tables else _FIRST_OF_HEADS
+        version = first + ("bfloat16" in matrices)
         _describe(folder, config, tokenizer, data, version, head)
         write_json(folder / RECORD, dataclasses.asdict(record))
 
@@ -256,6 +261,24 @@ def load_model_folder(path: Path) -> LoadedModel:
       SdslError: The path does not mean a single model, or a part of it is missing, damaged or of a
         later version.
     """
+    opened = open_model_folder(path)
+    config, head = opened.config, opened.head
+    like = abstract_head(head) if head else abstract_params(config)
+    if stored_weights(opened.folder) == "bfloat16":
+        like = jax.eval_shape(lambda params: store(params, "bfloat16"), like)
+    params = storage.restore_params(opened.folder / PARAMS, like, opened.record.params_digest)
+    return opened._replace(params=jax.tree.map(lambda x: x.astype(np.float32), params))
+
+
+def open_model_folder(path: Path) -> LoadedModel:
+    """A trained model without its weights: its `params` are None.
+
+    Args:
+      path: As of `load_model_folder`.
+
+    Raises:
+      SdslError: As `load_model_folder`, but for damaged weights.
+    """
     folder = find_model_folder(Path(path))
     missing = [name for name in (RECORD, PARAMS, MODEL) if not (folder / name).exists()]
     require(
@@ -267,9 +290,13 @@ def load_model_folder(path: Path) -> LoadedModel:
         data = _part(DataConfig, values["data"], folder, "data")
         tokenizer = _load_tokenizer(folder, values["tokenizer"])
         head = _head(values, config, folder)
-        total = count(config, 0).total + (head.extra_params if head else 0)
+        counts = count(config, 0)
+        total = (head_counts(head, counts) if head else counts).total
+    # The table of a published target may have more rows than its tokenizer has ids.
+    more = head is not None and head.on_tables
     require(
-        tokenizer.vocab_size == config.vocab_size,
+        tokenizer.vocab_size == config.vocab_size
+        or (more and tokenizer.vocab_size < config.vocab_size),
         f"the model folder {folder} is damaged: its tokenizer has {tokenizer.vocab_size} entries, its model "
         f"{config.vocab_size}.",
     )
@@ -279,24 +306,7 @@ def load_model_folder(path: Path) -> LoadedModel:
         record.params_total == total,
         f"the model folder {folder} is damaged: {MODEL} describes {total} parameters, and {RECORD} {record.params_total}.",
     )
-    like = abstract_head(head) if head else abstract_params(config)
-    if _VERSIONS[values["version"]] == "bfloat16":
-        like = jax.eval_shape(lambda params: store(params, "bfloat16"), like)
-    params = storage.restore_params(folder / PARAMS, like, record.params_digest)
-    params = jax.tree.map(lambda x: x.astype(np.float32), params)
-    return LoadedModel(config, params, tokenizer, record, data, folder, head=head)
-
-
-def read_architecture(path: Path) -> ModelConfig:
-    """The architecture of a trained model, without its weights.
-
-    Raises:
-      SdslError: The path does not mean a single model, or its description is missing or damaged.
-    """
-    folder = find_model_folder(path)
-    with reading(folder, "model folder"):
-        values = _read_description(folder)
-        return _part(ModelConfig, values["architecture"], folder, "architecture")
+    return LoadedModel(config, None, tokenizer, record, data, folder, head=head)
 
 
 def stored_weights(path: Path) -> str:
@@ -316,7 +326,8 @@ def _head(values: dict[str, Any], config: ModelConfig, folder: Path) -> HeadConf
     try:
         assert isinstance(part, dict)
         taps, parallel = tuple(map(int, part["taps"])), int(part.get("parallel", 0))
-        return HeadConfig(config, int(part["target_width"]), taps, parallel)
+        on_tables = bool(part.get("on_tables", False))
+        return HeadConfig(config, int(part["target_width"]), taps, parallel, on_tables)
     except (AssertionError, KeyError, TypeError, ValueError, SdslError):
         raise SdslError(f"the file {folder / MODEL} is damaged: its head is {part!r}.") from None
 
@@ -330,7 +341,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
     )
     require(
         values["version"] in _VERSIONS,
-        f"the file {path} has the format version {values['version']!r}; this version of sdsl_jax reads 1 to 4.",
+        f"the file {path} has the format version {values['version']!r}; this version of sdsl_jax reads 1 to 6.",
     )
     return values
 

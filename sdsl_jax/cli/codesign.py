@@ -74,7 +74,7 @@ def codesign(
         picture: Draw speed-up over draft size and lookahead to this file; with --schedule, the best
             lookahead over batch and context.
         kinds: Show the best draft of each of these kinds instead: independent, head, parallel-head,
-            early-exit, early-exit-trained, pruned, nested, separated by commas.
+            table-head, early-exit, early-exit-trained, pruned, nested, separated by commas.
         objective_trained: With --kinds, only drafts that were trained for this objective, such as tv.
         study: With --kinds, the folder of the study that measured them.
         json: Print JSON.

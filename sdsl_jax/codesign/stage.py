@@ -67,10 +67,12 @@ class Solution(NamedTuple):
 
 
 def _cost_models(laws: FittedLaws, target: ModelRecord) -> dict[str, CostModel]:
-    """The cost models of a study for one target: the family's FLOPs, and rounds on the fitted device as it was timed."""
+    """The cost models of a study for one target: the family's FLOPs, and rounds on the fitted device as it was timed.
+    A published target has FLOPs of its own, for it is no member of the family."""
     shape = record_shape(target, laws.rule)
+    own_flops = None if target.training_is_known else float(target.flops_per_token)
     return {
-        "flops": FlopCost(laws.rule, float(target.params_nonembedding)),
+        "flops": FlopCost(laws.rule, float(target.params_nonembedding), own_flops),
         "measured": HardwareCost(
             laws.hardware, laws.rule, shape, laws.precision, laws.batch, laws.context
         ),

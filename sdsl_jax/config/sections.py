@@ -119,6 +119,10 @@ class FamilyConfig:
         not lie on one line in their size, so a slope in N needs a constant depth.
       min_layers: Blocks of the smallest sizes, where blocks follow the aspect ratio. Models of one
         block are worse than their size: a law of all sizes needs at least two.
+      readout: Every draft size is trained once for each of these K, with tables of the K most
+        frequent ids of the training text, those that end a document among them. It proposes no
+        other id and reads all others as one; its α is at most the target's probability of the K
+        ids. 0 stands for all ids, as does an empty list. Targets have all ids.
     """
 
     aspect_ratio: float = 32.0
@@ -128,6 +132,7 @@ class FamilyConfig:
     tie_embeddings: bool = True
     layers: int = 0
     min_layers: int = 1
+    readout: tuple[WholeCount, ...] = ()
 
     def __post_init__(self):
         require_fields(
@@ -137,7 +142,9 @@ class FamilyConfig:
             kv_groups="[1, inf)",
             layers="[0, 1024]",
             min_layers="[1, 1024]",
+            readout="[0, inf)",
         )
+        require_distinct("family.readout", self.readout, may_be_empty=True)
         require(
             self.head_dim >= 8 and self.head_dim % 8 == 0,
             f"family.head_dim is {self.head_dim}; it must be a positive multiple of 8.",
@@ -291,10 +298,17 @@ ObjectiveName = Literal["ce", "kl", "reverse-kl", "js", "tv", "log-acceptance", 
 
 
 DraftKind = Literal[
-    "", "head", "parallel-head", "early-exit", "early-exit-trained", "pruned", "nested"
+    "",
+    "head",
+    "parallel-head",
+    "table-head",
+    "early-exit",
+    "early-exit-trained",
+    "pruned",
+    "nested",
 ]
 # Kinds that can do nothing without their target, and kinds that hold its first blocks.
-HEAD_KINDS = ("head", "parallel-head")
+HEAD_KINDS = ("head", "parallel-head", "table-head")
 EXIT_KINDS = ("early-exit", "early-exit-trained")
 
 
@@ -320,6 +334,9 @@ class DistilConfig:
         for the whole vocabulary up to 512 entries and 64 above.
       taps: Blocks of the teacher, counted from 1, whose outputs drafts read beside the text: heads on
         hidden states. Without any, drafts are models of their own.
+      tables: "own", or "target" for heads that take embedding, last norm and readout from the teacher.
+        Such a head reads the teacher's last block and starts from a closed form; `draft_params`
+        says how many blocks it has, from none on, and counts no table.
       unrolled: Drafts of a round that a head is trained for, at least the largest lookahead in use.
       parallel: Whether one pass of a head gives all its drafts, `unrolled` of them, instead of a pass
         for each.
@@ -343,6 +360,7 @@ class DistilConfig:
     prompt_tokens: int = 16
     top: int = 0
     taps: tuple[int, ...] = ()
+    tables: Literal["own", "target"] = "own"
     unrolled: int = 4
     parallel: bool = False
     cut: Literal["", "early-exit", "pruned", "nested"] = ""
@@ -380,6 +398,11 @@ class DistilConfig:
             "distil.parallel needs distil.taps, and distil.unrolled of at least 2.",
         )
         require(
+            self.tables == "own" or (len(self.taps) == 1 and not (self.parallel or self.init_from)),
+            "distil.tables is 'target': distil.taps must name the teacher's last block alone, and distil.parallel and "
+            "distil.init_from must be left out.",
+        )
+        require(
             self.teacher or self.cut not in ("early-exit", "pruned"),
             f"distil.cut is {self.cut!r}, a part of the teacher, which needs distil.teacher.",
         )
@@ -408,6 +431,8 @@ class DistilConfig:
     @property
     def kind(self) -> DraftKind:
         """What kind of draft is trained; empty for models of their own."""
+        if self.tables == "target":
+            return "table-head"
         if self.taps:
             return "parallel-head" if self.parallel else "head"
         return "early-exit-trained" if self.trained_blocks else self.cut
@@ -564,6 +589,11 @@ class StudyConfig:
                 not kept or bool({*sizes} - {*kept}),
                 f"holdout.{role} holds all of ladder.{role}; some must be left to fit the laws to.",
             )
+        require(
+            not (self.distil.cut and self.readouts != (0,)),
+            f"family.readout is {list(self.family.readout)} and distil.cut {self.distil.cut!r}: only drafts with tables of their "
+            "own can be truncated.",
+        )
         longest = max((*self.clock.lookaheads, *self.clock.batch_lookaheads))
         require(
             not self.clock.lookaheads or longest + 1 < self.measure.new_tokens,
@@ -587,6 +617,11 @@ class StudyConfig:
             f"measure.prompt_tokens + measure.new_tokens is {needed}; it must not exceed data.sequence_length "
             f"({self.data.sequence_length}), the length that the models are trained on.",
         )
+
+    @property
+    def readouts(self) -> tuple[int, ...]:
+        """Ids that drafts propose, 0 for all: every draft size is trained for each."""
+        return self.family.readout or (0,)
 
     @property
     def seen(self) -> StudyConfig:

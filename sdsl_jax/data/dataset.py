@@ -22,6 +22,7 @@ from sdsl_jax.errors import require
 
 # To read and digest so many bytes takes less than half a second.
 _ALWAYS_CHECKED_BYTES = 1 << 28
+_COUNTED_AT_ONCE = 1 << 24
 
 
 def spread(available: int, count: int) -> Int[np.ndarray, " count"]:
@@ -85,6 +86,36 @@ class Dataset:
     def train_windows(self) -> WindowSource:
         """The windows of the training split by their numbers."""
         return WindowSource(self.text("train"))
+
+    @cached_property
+    def _by_frequency(self) -> Int[np.ndarray, " V"]:
+        """All ids: those that end a document, then the others by their number in the training split,
+        the most frequent first; of equals the smaller."""
+        counts = np.zeros(self.tokenizer.vocab_size, np.int64)
+        train = self.splits["train"]
+        for start in range(0, len(train), _COUNTED_AT_ONCE):
+            part = train[start : start + _COUNTED_AT_ONCE]
+            counts += np.bincount(part, minlength=len(counts))
+        counts[[*self.tokenizer.end_ids]] = len(train) + 1
+        return np.argsort(-counts, kind="stable")
+
+    def frequent_ids(self, count: int) -> tuple[int, ...]:
+        """The most frequent ids of the training split, ascending; those that end a document are
+        always among them.
+
+        Args:
+          count: How many ids.
+
+        Raises:
+          SdslError: The vocabulary has no more ids than that.
+        """
+        size = self.tokenizer.vocab_size
+        require(
+            len(self.tokenizer.end_ids) < count < size,
+            f"{count} ids are asked for as a readout, and the vocabulary has {size}; it must be more than the "
+            f"{len(self.tokenizer.end_ids)} that end a document and fewer than all, which 0 stands for.",
+        )
+        return tuple(sorted(self._by_frequency[:count].tolist()))
 
     def batches(self, seed: int, batch_size: int, source: Any = None) -> grain.MapDataset:
         """Training batches, int32 [batch_size, T + 1]. `batches(seed, n)[step]` depends only on its

@@ -14,7 +14,7 @@ from sdsl_jax.decoding.decoded import Decoded, Finite
 from sdsl_jax.decoding.drafters import Drafter, Model, ModelDrafter, NgramDraft
 from sdsl_jax.decoding.exit_drafter import EarlyExit, ExitDrafter, shared_blocks
 from sdsl_jax.decoding.feature_drafter import FeatureDrafter, Head
-from sdsl_jax.decoding.hybrid_drafter import HybridDraft, HybridDrafter
+from sdsl_jax.decoding.hybrid_drafter import HybridDraft, HybridDrafter, bound
 from sdsl_jax.decoding.lookahead import FixedLookahead, LookaheadRule
 from sdsl_jax.decoding.loop import Requests
 from sdsl_jax.decoding.nested_drafter import NestedDraft, NestedDrafter
@@ -266,6 +266,7 @@ def speculate(
         f"the verification is {verification!r}; it must be one of {', '.join(VERIFICATIONS)}.",
     )
     drafter = drafter_of(draft, target, max_lookahead)
+    draft = bound(draft, target)
     draft_params = None if isinstance(draft, NgramDraft) else draft.params
     vocab_size = draft.vocab_size if isinstance(draft, NgramDraft) else draft.config.ids
     require(

@@ -38,12 +38,13 @@ class Model(NamedTuple):
 def one_vocabulary(draft: Model, target: Model) -> tuple[Model, Model]:
     """The same two models with equally many logits; ids that a model has no row for get probability 0 from it."""
     size = max(draft.config.ids, target.config.ids)
+    draft, target = (m._replace(config=with_logits(m.config, size)) for m in (draft, target))
+    return draft, target
 
-    def padded(model: Model) -> Model:
-        logit_size = 0 if size == model.config.vocab_size else size
-        return model._replace(config=dataclasses.replace(model.config, logit_size=logit_size))
 
-    return padded(draft), padded(target)
+def with_logits(config: ModelConfig, size: int) -> ModelConfig:
+    """The same architecture with so many logits."""
+    return dataclasses.replace(config, logit_size=0 if size == config.vocab_size else size)
 
 
 class Proposal(NamedTuple):

@@ -8,25 +8,41 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from sdsl_jax.decoding.drafters import Proposal, model_proposal, read_in_chunks
+from sdsl_jax.decoding.drafters import Model, Proposal, model_proposal, read_in_chunks
 from sdsl_jax.decoding.sampling import Sampling
 from sdsl_jax.models import KVCache, init_cache
 from sdsl_jax.models.feature_head import (
+    AnyHeadParams,
+    FusionParams,
     HeadConfig,
     HeadOutputs,
-    HeadParams,
+    TableHeadParams,
     feed_hidden,
     head_outputs,
     later_logits,
     read_features,
+    tables_of,
 )
 
 
 class Head(NamedTuple):
-    """A head and its parameters, as `speculate` takes it."""
+    """A head and its parameters, as `speculate` takes it. Of a head on its target's tables they may be
+    its own alone: the tables then come from the target that it is used with, see `with_tables`."""
 
     config: HeadConfig
-    params: HeadParams
+    params: AnyHeadParams | FusionParams
+
+
+def with_tables(head: Head, target: Model) -> Head:
+    """A head with what it takes from its target, if it takes anything.
+
+    Raises:
+      SdslError: It is made for a target of another architecture.
+    """
+    if not isinstance(head.params, FusionParams):
+        return head
+    tables = tables_of(head.config, target.config, target.params)
+    return head._replace(params=TableHeadParams(head.params, tables))
 
 
 class HeadState(NamedTuple):
@@ -74,7 +90,7 @@ class FeatureDrafter:
 
     def start(
         self,
-        params: HeadParams,
+        params: AnyHeadParams,
         prompts: Int[Array, "B P"],
         capacity: int,
         features: Array | None = None,
@@ -95,7 +111,7 @@ class FeatureDrafter:
         return state._replace(cache=out.cache)
 
     def observe(
-        self, params: HeadParams, state: HeadState, start: Int[Array, " B"], features: Array
+        self, params: AnyHeadParams, state: HeadState, start: Int[Array, " B"], features: Array
     ) -> HeadState:
         """Takes the target's features of the positions from `start` on. Those of rejected tokens are
         overwritten by the next verify pass before anything reads them."""
@@ -105,7 +121,7 @@ class FeatureDrafter:
         return state._replace(read=state.read.at[rows, at].set(read, mode="drop"))
 
     def catch_up(
-        self, params: HeadParams, state: HeadState, tokens, lengths, behind: Array
+        self, params: AnyHeadParams, state: HeadState, tokens, lengths, behind: Array
     ) -> HeadState:
         """Reads all but the last `window` tokens, which `first` feeds. Plain rounds have shown it their
         features."""
@@ -116,7 +132,7 @@ class FeatureDrafter:
         return read_in_chunks(read, state, tokens, lengths - self.window, behind)
 
     def _read(
-        self, params: HeadParams, state: HeadState, lengths: Array, fed: Array, at: Array
+        self, params: AnyHeadParams, state: HeadState, lengths: Array, fed: Array, at: Array
     ) -> HeadOutputs:
         """Feeds tokens with the target's features of those before them."""
         before = jnp.take_along_axis(state.read, jnp.maximum(at - 1, 0)[..., None], axis=1)
@@ -127,7 +143,7 @@ class FeatureDrafter:
         return head_outputs(self.config, params, fed, added, at, state.cache)
 
     def first(
-        self, params: HeadParams, state: HeadState, tokens, lengths, sampling: Sampling, asking
+        self, params: AnyHeadParams, state: HeadState, tokens, lengths, sampling: Sampling, asking
     ) -> tuple[Proposal, HeadState]:
         """Feeds the last `window` tokens of each row again, with the features of those before them."""
         begin = jnp.maximum(lengths - self.window, 0)
@@ -141,7 +157,15 @@ class FeatureDrafter:
         return model_proposal(logits, sampling), HeadState(out.cache, state.read, hidden)
 
     def next(
-        self, params: HeadParams, state: HeadState, tokens, lengths, drawn, number, sampling, asking
+        self,
+        params: AnyHeadParams,
+        state: HeadState,
+        tokens,
+        lengths,
+        drawn,
+        number,
+        sampling,
+        asking,
     ) -> tuple[Proposal, HeadState]:
         """Feeds the draft that was drawn, with the head's own hidden state in place of features. A
         parallel head makes the next draft from the hidden state of the round, as long as it has one."""

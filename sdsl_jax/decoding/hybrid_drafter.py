@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sdsl_jax.decoding.drafters import Drafter, Model, NgramDraft, Proposal, chosen, run_if
-from sdsl_jax.decoding.feature_drafter import Head
+from sdsl_jax.decoding.feature_drafter import Head, with_tables
 from sdsl_jax.decoding.nested_drafter import NestedDraft
 from sdsl_jax.decoding.sampling import Sampling
 from sdsl_jax.errors import require
@@ -39,6 +39,17 @@ class HybridDraft(NamedTuple):
     def params(self) -> Any:
         """Parameters of the fallback."""
         return self.fallback.params
+
+
+def bound(draft: Any, target: Model) -> Any:
+    """A draft whose head, if it is one or falls back on one, has what it takes from its target.
+
+    Raises:
+      SdslError: The head is made for a target of another architecture.
+    """
+    if isinstance(draft, HybridDraft):
+        return draft._replace(fallback=bound(draft.fallback, target))
+    return with_tables(draft, target) if isinstance(draft, Head) else draft
 
 
 class HybridState(NamedTuple):

@@ -164,6 +164,11 @@ def _sensitivities(loss: LossLaw, acceptance: AcceptanceLaw, at: Setting) -> tup
     return jax.jacrev(answer, argnums=(0, 1))(loss, acceptance)
 
 
+def _targets(records: StudyRecords) -> list[ModelRecord]:
+    """The targets whose loss moves with their size and data by the law; no published ones."""
+    return [target for target in records.targets if target.training_is_known]
+
+
 def _setting(records: StudyRecords, laws: FittedLaws, target: ModelRecord) -> Setting:
     drafts = records.of_role("draft")
     return Setting(
@@ -197,12 +202,14 @@ def _optima(
 
 
 def sensitivity(records: StudyRecords) -> Sensitivity | None:
-    """What one standard error of each coefficient is worth in ln N*, γ* and ln S* for the largest target, in FLOPs."""
-    if not records.has_fits:
+    """What one standard error of each coefficient is worth in ln N*, γ* and ln S* for the largest target, in FLOPs.
+    None without fits, or without a target whose loss a law describes."""
+    targets = _targets(records) if records.has_fits else []
+    if not targets:
         return None
     laws = records.laws
     name, acceptance = next(iter(laws.acceptance.items()))
-    target = records.targets[-1]
+    target = targets[-1]
     with jax.enable_x64(True):
         floats = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), (laws.loss, acceptance))
         derivatives = _sensitivities(*floats, _setting(records, laws, target))
@@ -243,10 +250,12 @@ def sensitivity(records: StudyRecords) -> Sensitivity | None:
 
 
 def claims(records: StudyRecords) -> Claims | None:
-    """The paper's conclusions with the answer of this ladder: estimate, interval, and yes, no or undecided."""
-    if not records.has_fits:
+    """The paper's conclusions with the answer of this ladder: estimate, interval, and yes, no or undecided.
+    None without fits, or without a target whose loss a law describes."""
+    targets = _targets(records) if records.has_fits else []
+    if not targets:
         return None
-    laws, targets = records.laws, records.targets
+    laws = records.laws
     point, drawn = _optima(records, laws, targets)
     confidence = records.config.fit.confidence
 

@@ -30,7 +30,8 @@ class KindResult:
 
     Attributes:
       kind: kind of draft
-      objective: what they were trained for; text for cross-entropy from random weights
+      objective: what they were trained for; text for cross-entropy from random weights; with the ids of
+        a truncated readout
       draft_params: non-embedding parameters
       layers: Transformer blocks
       train_tokens: tokens trained on since the parent
@@ -110,11 +111,16 @@ class Kinds:
 
 
 def kinds(records: StudyRecords) -> Kinds | None:
-    """Every kind of draft that a study measured with one target. None where all of them are models of
-    their own, or no single target was measured with them."""
+    """Every kind of draft and readout that a study measured with one target. None where all of them
+    are models of their own of all ids, or no single target was measured with them."""
     trained = records.trained
-    teachers = {m.teacher_digest for m in trained if m.kind} - {""}
-    targets = [m for m in trained if m.role == "target" and m.params_digest in teachers]
+    apart = [m for m in trained if m.kind or m.readout]
+    teachers = {m.teacher_digest for m in apart} - {""}
+    targets = [
+        m
+        for m in trained
+        if m.role == "target" and apart and (m.params_digest in teachers or not teachers)
+    ]
     if len(targets) != 1:
         return None
     (target,), confidence = targets, records.config.measure.confidence
@@ -150,13 +156,13 @@ def kinds(records: StudyRecords) -> Kinds | None:
 
 def _is_for(draft: ModelRecord, target: ModelRecord) -> bool:
     """Whether a draft was trained for this target, or on the text alone as a model of its own."""
-    if draft.trained_for == "text":
+    if draft.of_text:
         return True
     return draft.teacher_digest == target.params_digest
 
 
 def _objective(m: ModelRecord) -> str:
-    return "text" if m.trained_for == "text" else m.objective
+    return m.trained_for.removeprefix(f"{m.kind} ")
 
 
 def _longest(group: list[ModelRecord]) -> list[ModelRecord]:

@@ -463,8 +463,10 @@ class LargestLeftOut(NamedTuple):
 
 
 def once_seen(records: StudyRecords) -> list[ModelRecord]:
-    """The models that loss laws are fitted to: those that did not repeat their text too often."""
-    return [m for m in records.models if not m.epochs > records.config.fit.max_epochs]
+    """The models that loss laws are fitted to: those whose training is known and did not repeat its
+    text too often."""
+    worn = records.config.fit.max_epochs
+    return [m for m in records.models if m.training_is_known and not m.epochs > worn]
 
 
 def largest_left_out(

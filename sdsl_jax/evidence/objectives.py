@@ -140,6 +140,9 @@ def objectives(records: StudyRecords) -> Objectives | None:
     parents on the text.
     """
     told = [m for m in records.trained if m.objective and not m.kind]
+    # Of truncated readouts the widest: laws do not mix them.
+    widest = max((m.readout or math.inf for m in told), default=0)
+    told = [m for m in told if (m.readout or math.inf) == widest]
     teachers = {m.teacher_digest for m in told} - {""}
     targets = [m for m in records.of_role("target") if m.params_digest in teachers]
     if len(targets) != 1:

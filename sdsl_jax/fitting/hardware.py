@@ -216,6 +216,7 @@ def record_shape(model: ModelRecord, rule: ShapeRule) -> Shape:
     if not (model.layers and model.width):
         return Shape(*map(float, member))
     width = float(model.width)
+    tables = (model.params_total - model.params_nonembedding) / (width * float(rule.vocab_size))
     return Shape(
         params=float(model.params_nonembedding),
         layers=float(model.layers),
@@ -223,7 +224,10 @@ def record_shape(model: ModelRecord, rule: ShapeRule) -> Shape:
         query_width=width,
         kv_width=width * float(rule.kv_share),
         vocab_size=float(rule.vocab_size),
-        embedding_tables=float(rule.embedding_tables),
+        # A published model may have two where the family ties them.
+        embedding_tables=float(rule.embedding_tables)
+        if model.training_is_known
+        else float(max(1, round(tables))),
     )
 
 

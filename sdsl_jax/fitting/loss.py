@@ -79,7 +79,8 @@ def require_one_objective(trained_for: Sequence[str]) -> None:
     require(
         len(kinds) <= 1,
         f"the table holds drafts that were trained for different objectives: {', '.join(kinds)}. No single law describes them: "
-        "at equal loss, a draft trained for acceptance has more of it. Choose one with --objective.",
+        "at equal loss, a draft trained for acceptance has more of it, and one of a truncated readout less. Choose one with "
+        "--objective.",
     )
 
 

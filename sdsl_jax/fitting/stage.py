@@ -44,9 +44,13 @@ def fit_all(
         for name, column_name in (("params", "params_nonembedding"), ("loss", "loss_nats"))
     }
     device = describe_hardware(models, latency, rule, config.fit.starts, config.seed)
-    # One law describes one recipe.
+    # One law describes one recipe, and none a training that nothing is known of.
     recipe = _recipe(config)
-    alike = [i for i, model in enumerate(models) if recipe is None or _of_recipe(recipe, model)]
+    alike = [
+        i
+        for i, model in enumerate(models)
+        if model.training_is_known and (recipe is None or _of_recipe(recipe, model))
+    ]
     # Records without the column count as new text.
     fresh = [i for i in alike if not models[i].epochs > config.fit.max_epochs]
     once = [models[i] for i in fresh]

@@ -154,6 +154,8 @@ def read_loss_table(
     frame, notes = _chosen_rows(open_table(source, "models.csv"), choice, needed)
     notes += _of_the_name(loss_column, choice.loss_unit)
     frame = _of_one_objective(frame, choice.objective)
+    if tokens_column == "train_tokens" and not flops_column:
+        frame = _of_known_training(frame, notes)
     if "epochs" in frame:
         epochs = [read_number(cell) for cell in frame.column("epochs")]
         worn = np.asarray([value is not None and value > max_epochs for value in epochs])
@@ -298,6 +300,17 @@ def _chosen_rows(
     return table, notes
 
 
+def _of_known_training(table: CsvTable, notes: list[str]) -> CsvTable:
+    """The rows of a record table but those of published models, whose `train_tokens` is 0."""
+    if "params_digest" not in table:
+        return table
+    unknown = np.asarray([read_number(cell) == 0 for cell in table.column("train_tokens")])
+    if unknown.all() or not unknown.any():
+        return table
+    notes.append(f"{unknown.sum()} of {len(table)} rows are left out: their training is not known")
+    return table.rows_where(~unknown)
+
+
 def _of_one_objective(table: CsvTable, objective: str) -> CsvTable:
     """The rows of targets, and of the drafts that were trained for one objective.
 
@@ -309,11 +322,15 @@ def _of_one_objective(table: CsvTable, objective: str) -> CsvTable:
     if not all(name in table for name in columns):
         require(not objective, f"{table.path} has no column objective, so that none can be chosen.")
         return table
-    names = [*columns, *(["kind"] if "kind" in table else [])]
-    cells = [["" if is_missing(c) else c for c in table.column(name)] for name in names]
+    names = [*columns, *(name for name in ("kind", "readout") if name in table)]
+    cells: dict[str, list[Any]] = {
+        name: ["" if is_missing(c) else c for c in table.column(name)] for name in names
+    }
+    if "readout" in cells:
+        cells["readout"] = [int(read_number(c) or 0) for c in cells["readout"]]
     kinds = [
-        ModelRecord("", "", 0, 0, 0, 0, 0.0, 0.0, **dict(zip(names, row)))  # type: ignore[arg-type]
-        for row in zip(*cells)
+        ModelRecord("", "", 0, 0, 0, 0, 0.0, 0.0, **dict(zip(names, row)))
+        for row in zip(*cells.values())
     ]
     roles = table.column("role") if "role" in table else ["draft"] * len(kinds)
     trained_for = ["" if role == "target" else kind.trained_for for role, kind in zip(roles, kinds)]

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 
 from sdsl_jax.decoding import EarlyExit, FixedLookahead, Head, HybridDraft, Model, Sampling, loop
 from sdsl_jax.decoding.decode import begin, drafter_of, require_finite
+from sdsl_jax.decoding.hybrid_drafter import bound
 from sdsl_jax.decoding.noise import row_keys
 from sdsl_jax.errors import require
 from sdsl_jax.measurement.latency import interleave, side_by_side, timed
@@ -152,6 +153,7 @@ def _prepare(
       tokens.
     """
     target, draft, gamma, batch, _ = entrant
+    draft = bound(draft, target)
     _, count, width = prompts.shape
     groups, buffer = count // batch, width + new_tokens
     capacity = cache_slots(entrant, width, new_tokens)

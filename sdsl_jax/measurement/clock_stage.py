@@ -18,7 +18,7 @@ from sdsl_jax.device import device_name
 from sdsl_jax.errors import require
 from sdsl_jax.measurement.clock import Entrant, cache_slots, time_decoders
 from sdsl_jax.measurement.stage import prompts
-from sdsl_jax.measurement.study_models import load_heads, load_models
+from sdsl_jax.measurement.study_models import aligned, load_heads, load_models
 from sdsl_jax.measurement.threads import computing_threads
 from sdsl_jax.progress import Progress
 from sdsl_jax.records import ClockRecord, ModelRecord, RunRecord, longest_trained
@@ -49,8 +49,8 @@ def pairings(
     config: StudyConfig, models: list[ModelRecord], others: list[ModelRecord]
 ) -> list[list[Pairing]]:
     """Every decoder that `config.clock` asks for, in blocks that run interleaved, each with plain
-    decoding as its first. Where there are drafts of other kinds than models of their own, whatever was
-    not trained on the text alone is timed as well, one seed of each size, by its teacher.
+    decoding as its first. Where there are drafts of other kinds than models of their own, or of truncated
+    readouts, whatever laws are not fitted to is timed as well, one seed of each size, by its teacher.
 
     Blocks are small, so that one process can hold all compiled programs of a block.
 
@@ -60,7 +60,8 @@ def pairings(
       others: The models of `clock.other_models`.
     """
     c = config.clock
-    told = [m for m in models if m.trained_for != "text"] if any(m.kind for m in models) else []
+    apart = any(m.kind or m.readout for m in models)
+    told = [m for m in models if m.trained_for != "text"] if apart else []
     models = [m for m in models if m.trained_for == "text"]
     drafts = sorted(longest_trained(models, "draft"), key=lambda m: m.params_nonembedding)
     targets = sorted(
@@ -98,7 +99,7 @@ def pairings(
         block(target, [draft.model_id], c.lookaheads, 1)
         for target in targets
         for draft in _one_of_each(told)
-        if draft.teacher_digest == target.params_digest
+        if draft.of_text or draft.teacher_digest == target.params_digest
     ]
     return [each for each in blocks if len(each) > 1]
 
@@ -155,7 +156,8 @@ def time_study(
     named = {name for block in blocks for p in block for name in (p.draft, p.target)}
     timed = [r for r in records if r.model_id in named]
     models |= load_models(timed, study)
-    models |= {name: head for name, (head, _) in load_heads(timed, study).items()}
+    models |= {name: head for name, (head, _) in load_heads(timed, study, models).items()}
+    models = aligned(models)
     exits = {r.model_id for r in timed if r.kind in EXIT_KINDS}
     # Neighbours in the text go to different repetitions.
     starts = (
@@ -238,7 +240,7 @@ def clock_pair(
       SdslError: a checkpoint is missing or damaged.
     """
     m, repetitions = config.measure, config.codesign.clock_repetitions
-    models = load_models([draft, target], study)
+    models = aligned(load_models([draft, target], study))
     pair = models[target.model_id], models[draft.model_id]
     count = repetitions * config.clock.prompts * m.latency_batch
     fast, plain = time_decoders(

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from sdsl_jax.decoding import Head, Model, Sampling, overlap, probabilities
+from sdsl_jax.decoding.feature_drafter import with_tables
 from sdsl_jax.errors import require
 from sdsl_jax.measurement.overlap import PairOverlap
 from sdsl_jax.models import ModelConfig, outputs
@@ -90,6 +91,7 @@ def head_overlap(
     Raises:
       SdslError: Probabilities are not finite.
     """
+    head = with_tables(head, target)
     n, length = contexts.shape
     rows = 4 * head.config.ids * (drafts + 1) * length
     rows = max(1, min(_MOST_ROWS, n, _BYTES // rows))

@@ -18,6 +18,7 @@ from sdsl_jax.checkpoints.loading import DEFAULT_OPTIONS, LoadOptions, load_mode
 from sdsl_jax.checkpoints.model_folder import LoadedModel
 from sdsl_jax.data.prompts import Prompts, encode_prompts, load_prompts, pad_prompts
 from sdsl_jax.decoding import Head, HybridDraft, Model, NgramDraft, Sampling, one_vocabulary
+from sdsl_jax.decoding.feature_drafter import with_tables
 from sdsl_jax.decoding.lookahead import LookaheadRule
 from sdsl_jax.errors import require
 from sdsl_jax.measurement import pair_records, pair_report, pair_warnings
@@ -499,6 +500,7 @@ def measure_and_record(
     for model in (draft, against):
         if model is not None:
             pair_warnings.require_one_tokenizer(model, target)
+            pair_warnings.require_own_target(model, target)
     require(against is None or (draft is not None and not settings.ngram_first), NO_ALPHA)
     drafter, verifier = _decoding_pair(draft, target, settings)
     if out is not None:
@@ -597,7 +599,7 @@ def _decoding_pair(
         return NgramDraft(target.config.ids), target.model
     model: Model | Head
     if draft.head is not None:
-        model, verifier = Head(draft.head, draft.params), target.model
+        model, verifier = with_tables(Head(draft.head, draft.params), target.model), target.model
     else:
         model, verifier = one_vocabulary(draft.model, target.model)
     if not settings.ngram_first:

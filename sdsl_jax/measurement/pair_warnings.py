@@ -44,6 +44,20 @@ def require_one_tokenizer(draft: LoadedModel, target: LoadedModel) -> None:
     )
 
 
+def require_own_target(draft: LoadedModel, target: LoadedModel) -> None:
+    """Checks that a head on its target's tables is used with that target.
+
+    Raises:
+      SdslError: It is another one.
+    """
+    head, record = draft.head, draft.record
+    require(
+        head is None or not head.on_tables or record.teacher_digest == target.record.params_digest,
+        f"{record.model_id} is a head on the tables of the target with the digest {record.teacher_digest[:12]}, and "
+        f"{target.record.model_id} has {target.record.params_digest[:12]}; measure it with its own, the weights as loaded.",
+    )
+
+
 def input_warnings(
     draft: LoadedModel | None,
     target: LoadedModel,

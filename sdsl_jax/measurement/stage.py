@@ -123,7 +123,8 @@ def measure_study(
         f"measure.prompts is {m.prompts}; the test split has only {available} sequences to take prompts from.",
     )
     loaded = load_models(records, study)
-    models = by_role(loaded, records)._replace(heads=load_heads(records, study))
+    heads = load_heads(records, study, loaded)
+    models = by_role(loaded, records)._replace(heads=heads).aligned
     # How long a model was trained does not change its speed: one of each shape is timed.
     of_text = [r for r in records if r.trained_for == "text"]
     largest = {
@@ -472,7 +473,7 @@ def measure_conditions(
     own = load_models(records, study)
     other_records, others = load_other_drafts(config, dataset, study)
     drafts, targets, _ = by_role(own, records)
-    models = StudyModels(drafts | others, targets, {})
+    models = StudyModels(drafts | others, targets, {}).aligned
     progress.start("conditions", sum(_units(config, each, models) for each in domains))
     rows: list[AcceptanceRecord] = []
     losses: list[LossRecord] = []
@@ -551,28 +552,41 @@ def _on_text(
         for pair, value in scored.pairs.items()
     ]
     plain = temperatures.index(1.0)
-    losses = [
-        _loss(config, where, name, scores, plain)
-        for name, scores in (scored.drafts | scored.targets).items()
-    ]
+    losses = []
+    for name, scores in (scored.drafts | scored.targets).items():
+        readout = (models.drafts | models.targets)[name].config.readout_ids
+        counted = np.isin(windows[:, 1:], readout) if readout else None
+        losses.append(_loss(config, where, name, scores, plain, counted))
     return rows, losses
 
 
 def _loss(
-    config: StudyConfig, where: _Domain, name: str, scores: ModelScores, plain: int
+    config: StudyConfig,
+    where: _Domain,
+    name: str,
+    scores: ModelScores,
+    plain: int,
+    counted: np.ndarray | None,
 ) -> LossRecord:
+    """The loss of a model on a text; `counted` are the tokens that a truncated readout can give."""
     assert scores.log_probs is not None
-    confidence = config.measure.confidence
-    loss = ratio_interval(
-        -scores.log_probs[plain].sum(axis=1, dtype=float), scores.positions, confidence
+    confidence, nats, positions = (
+        config.measure.confidence,
+        -scores.log_probs[plain],
+        scores.positions,
     )
+    if counted is not None:
+        nats, positions = np.where(counted, nats, 0.0), counted.sum(axis=1)
+    loss = ratio_interval(nats.sum(axis=1, dtype=float), positions, confidence)
     return LossRecord(
         model_id=name,
         domain=where.name,
         **loss.columns("loss_nats"),
         entropy_nats=scores.mean_entropy(confidence).estimate,
-        bits_per_byte=loss.estimate / math.log(2) / where.text.bytes_per_token,
+        bits_per_byte=math.nan
+        if counted is not None
+        else loss.estimate / math.log(2) / where.text.bytes_per_token,
         confidence=confidence,
-        windows=len(scores.positions),
-        tokens=int(scores.positions.sum()),
+        windows=len(positions),
+        tokens=int(positions.sum()),
     )

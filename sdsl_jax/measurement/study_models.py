@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sdsl_jax.checkpoints.loading import load_recorded
 from sdsl_jax.config import HEAD_KINDS
 from sdsl_jax.decoding import Head, Model
+from sdsl_jax.decoding.drafters import with_logits
+from sdsl_jax.decoding.feature_drafter import with_tables
 from sdsl_jax.errors import require
+from sdsl_jax.models import ModelConfig
+from sdsl_jax.models.feature_head import HeadConfig
 from sdsl_jax.records import ModelRecord
 
 
@@ -31,9 +36,34 @@ class StudyModels(NamedTuple):
         every = [(d, t) for d in self.drafts for t in self.targets]
         return every + [(name, target) for name, (_, target) in self.heads.items()]
 
+    @property
+    def aligned(self) -> StudyModels:
+        """The same models with equally many logits, see `one_vocabulary`: the table of a published
+        target may have more rows than its tokenizer has tokens."""
+        heads = {name: head for name, (head, _) in self.heads.items()}
+        drafts, targets = self.drafts, self.targets
+        every = aligned(drafts | targets | heads)
+        return StudyModels(
+            {name: every[name] for name in drafts},
+            {name: every[name] for name in targets},
+            {name: (every[name], target) for name, (_, target) in self.heads.items()},
+        )
+
     def draft(self, name: str) -> Model | Head:
         """A draft of any kind."""
         return self.heads[name][0] if name in self.heads else self.drafts[name]
+
+
+def aligned(models: dict[str, Any]) -> dict[str, Any]:
+    """Models and heads by name, all with as many logits as the largest of their tables."""
+    size = max((model.config.ids for model in models.values()), default=0)
+
+    def padded(config: ModelConfig | HeadConfig) -> ModelConfig | HeadConfig:
+        if isinstance(config, HeadConfig):
+            return dataclasses.replace(config, body=with_logits(config.body, size))
+        return with_logits(config, size)
+
+    return {name: model._replace(config=padded(model.config)) for name, model in models.items()}
 
 
 def load_models(records: list[ModelRecord], study: Path) -> dict[str, Model]:
@@ -52,8 +82,15 @@ def by_role(models: dict[str, Model], records: list[ModelRecord]) -> StudyModels
     return StudyModels(of("draft"), of("target"), {})
 
 
-def load_heads(records: list[ModelRecord], study: Path) -> dict[str, tuple[Head, str]]:
+def load_heads(
+    records: list[ModelRecord], study: Path, models: dict[str, Model]
+) -> dict[str, tuple[Head, str]]:
     """The heads among the records, with the names of their targets.
+
+    Args:
+      records: The records.
+      study: The study's folder.
+      models: The loaded models by name, targets among them.
 
     Raises:
       SdslError: The target of a head is none of the study's.
@@ -68,5 +105,6 @@ def load_heads(records: list[ModelRecord], study: Path) -> dict[str, tuple[Head,
             )
             draft = load_recorded(record, study).draft
             assert isinstance(draft, Head)
-            heads[record.model_id] = draft, targets[record.teacher_digest]
+            name = targets[record.teacher_digest]
+            heads[record.model_id] = with_tables(draft, models[name]), name
     return heads

@@ -62,9 +62,9 @@ class ModelConfig:
     ones.
 
     Attributes:
-      vocab_size: Rows of the embedding.
+      vocab_size: Rows of the embedding, unless it is truncated.
       width: Size of the residual stream.
-      layers: Number of blocks.
+      layers: Number of blocks; 0 for a head on its target's tables that is one matrix.
       heads: Number of query heads.
       kv_heads: Number of key-value heads.
       head_dim: Size of a head.
@@ -95,6 +95,8 @@ class ModelConfig:
       readout_ids: Ids that the head computes logits of, ascending; all of them if empty. The others
         get logits so low that they have no probability: a draft's α is then at most the target's
         probability of these ids.
+      truncated: Whether the tables hold the rows of `readout_ids` alone: the embedding has one more
+        row, the last, which all other ids share, and a head of its own has their columns.
       logit_size: Number of logits; `vocab_size` if 0. Logits beyond the table are so low that they
         have no probability. For pairs whose tables are padded to different sizes.
     """
@@ -128,11 +130,12 @@ class ModelConfig:
     logit_size: int = 0
     early_exit: bool = False
     readout_ids: tuple[int, ...] = ()
+    truncated: bool = False
 
     def __post_init__(self):
         for name in ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "hidden"):
-            value = getattr(self, name)
-            require(value >= 1, f"the model's {name} is {value}; it must be at least 1.")
+            value, least = getattr(self, name), int(name != "layers")
+            require(value >= least, f"the model's {name} is {value}; it must be at least {least}.")
         require(
             self.heads % self.kv_heads == 0,
             f"{self.heads} query heads cannot share {self.kv_heads} key-value heads.",
@@ -169,6 +172,10 @@ class ModelConfig:
             f"the model's readout_ids must be different ids below {self.vocab_size}, in ascending order.",
         )
         require(
+            not self.truncated or (ids and not self.early_exit),
+            "truncated tables need readout_ids, the ids whose rows they hold, and are not for early exits.",
+        )
+        require(
             self.embedding_width >= 0,
             f"the embedding's width is {self.embedding_width}; it must not be negative.",
         )
@@ -190,6 +197,16 @@ class ModelConfig:
     def ids(self) -> int:
         """Number of ids that have logits."""
         return self.logit_size or self.vocab_size
+
+    @property
+    def embedding_rows(self) -> int:
+        """Rows of the embedding."""
+        return len(self.readout_ids) + 1 if self.truncated else self.vocab_size
+
+    @property
+    def readout_size(self) -> int:
+        """Number of logits that the head computes."""
+        return len(self.readout_ids) or self.vocab_size
 
     @property
     def position_limit(self) -> int:

@@ -42,10 +42,11 @@ def _block_params(c: ModelConfig) -> tuple[int, int]:
     matrices = 2 * c.width * (query + kv) + projections * c.width * c.hidden
     biases = (query + 2 * kv) * c.qkv_bias + c.width * c.out_bias
     biases += ((projections - 1) * c.hidden + c.width) * c.mlp_bias
-    return matrices, 2 * _norm_params(c) + (2 * c.head_dim if c.qk_norm else 0) + biases
+    return matrices, 2 * norm_params(c) + (2 * c.head_dim if c.qk_norm else 0) + biases
 
 
-def _norm_params(c: ModelConfig) -> int:
+def norm_params(c: ModelConfig) -> int:
+    """Parameters of one norm of the residual stream."""
     return c.width * (1 if c.norm == "rms" else 2)
 
 
@@ -60,14 +61,15 @@ def count(config: ModelConfig, context: float) -> ModelCounts:
     projections = 2 * c.embedding_width * c.width
     exit_map = c.width * c.width if c.early_exit else 0
     nonembedding = (
-        c.layers * (matrices + rest) + projections + (_norm_params(c) if c.final_norm else 0)
+        c.layers * (matrices + rest) + projections + (norm_params(c) if c.final_norm else 0)
     )
     nonembedding += exit_map + (c.width if c.early_exit else 0)
-    table = c.vocab_size * c.table_width
+    tables = c.embedding_rows * c.table_width
+    if c.early_exit or not c.tie_embeddings:
+        tables += (c.readout_size if c.truncated else c.vocab_size) * c.table_width
     positions = c.max_positions * c.width if c.positions == "learned" else 0
-    readout = (len(c.readout_ids) or c.vocab_size) * c.table_width
-    tables = 1 if c.tie_embeddings and not c.early_exit else 2
-    total = nonembedding + positions + table * tables
+    readout = c.readout_size * c.table_width
+    total = nonembedding + positions + tables
     attention = 4 * context * c.heads * c.head_dim * c.layers
     return ModelCounts(
         nonembedding=nonembedding,

@@ -21,8 +21,16 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from sdsl_jax.models.config import ModelConfig
-from sdsl_jax.models.kernels import along_last, attend, linear, logits, rotary_tables, rotate
-from sdsl_jax.models.weights import activation_dtype, lookup
+from sdsl_jax.models.kernels import (
+    along_last,
+    attend,
+    linear,
+    logits,
+    never,
+    rotary_tables,
+    rotate,
+)
+from sdsl_jax.models.weights import activation_dtype, lookup, outputs_of
 
 Rotation = tuple[Array, Array]  # cosines and sines of the positions
 # Scaled queries [N, G, T, H], keys [N, H, T] and values [N, T, H] of the new tokens, and what was kept
@@ -293,7 +301,9 @@ class Transformer(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.config = config
         width, table = config.width, config.table_width
-        self.embedding = nnx.Param(_normal(table**-0.5)(rngs.params(), (config.vocab_size, table)))
+        self.embedding = nnx.Param(
+            _normal(table**-0.5)(rngs.params(), (config.embedding_rows, table))
+        )
         if config.positions == "learned":
             self.positions = nnx.Param(
                 _normal(width**-0.5)(rngs.params(), (config.max_positions, width))
@@ -305,7 +315,8 @@ class Transformer(nnx.Module):
             self.project_in = nnx.Param(_normal(table**-0.5)(rngs.params(), (table, width)))
             self.project_out = nnx.Param(_normal(width**-0.5)(rngs.params(), (width, table)))
         if not config.tie_embeddings:
-            self.head = nnx.Param(_normal(table**-0.5)(rngs.params(), (table, config.vocab_size)))
+            columns = config.readout_size if config.truncated else config.vocab_size
+            self.head = nnx.Param(_normal(table**-0.5)(rngs.params(), (table, columns)))
         if config.early_exit:
             self.exit_map = nnx.Param(jnp.zeros((width, width)))
             self.exit_bias = nnx.Param(jnp.zeros((width,)))
@@ -317,7 +328,12 @@ class Transformer(nnx.Module):
         """Embeddings of tokens, as they enter the residual stream."""
         c = self.config
         dtype = self.blocks[0].attention_norm.scale[...].dtype
-        x_BTE = lookup(self.embedding[...], tokens_BT, dtype, clip=c.ids > c.vocab_size)
+        clip = c.ids > c.vocab_size
+        if c.truncated:
+            rows_V = np.full(c.vocab_size, len(c.readout_ids))
+            rows_V[[*c.readout_ids]] = np.arange(len(c.readout_ids))
+            tokens_BT = lookup(jnp.asarray(rows_V), tokens_BT, jnp.int32, clip)
+        x_BTE = lookup(self.embedding[...], tokens_BT, dtype, clip)
         if c.scale_embedding:
             # Unit-variance activations, so that the tied matrix can keep the small scale that
             # logits want.
@@ -339,21 +355,21 @@ class Transformer(nnx.Module):
             self.exit_head if c.early_exit else self.embedding if c.tie_embeddings else self.head
         )
         rows: Any = table[...]
-        if c.readout_ids:
-            ids = jnp.asarray(c.readout_ids)
-            rows = rows[ids] if c.tie_embeddings else rows[:, ids]
+        ids = np.asarray(c.readout_ids, int)
+        if c.readout_ids and not c.truncated:
+            rows = outputs_of(rows, ids, 0 if c.tie_embeddings else 1)
         logits_BTV = logits(x_BTE, rows, c.tie_embeddings)
         if c.readout_ids:
-            lowest = jnp.finfo(logits_BTV.dtype).min / 2
-            whole = jnp.full((*logits_BTV.shape[:-1], c.vocab_size), lowest, logits_BTV.dtype)
-            logits_BTV = whole.at[..., ids].set(logits_BTV)
-        if c.ids > c.vocab_size:
-            # Finite, so that nothing turns into 0 · ∞; ids without a row are clipped to the last
-            # one where they come in.
-            beyond = [(0, 0), (0, 0), (0, c.ids - c.vocab_size)]
-            logits_BTV = jnp.pad(
-                logits_BTV, beyond, constant_values=jnp.finfo(logits_BTV.dtype).min / 2
+            # The last row of a truncated embedding is no id's.
+            logits_BTV, dtype = logits_BTV[..., : len(ids)], logits_BTV.dtype
+            whole = jnp.full((*logits_BTV.shape[:-1], c.vocab_size), never(dtype), dtype)
+            logits_BTV = whole.at[..., ids].set(
+                logits_BTV, unique_indices=True, indices_are_sorted=True
             )
+        if c.ids > c.vocab_size:
+            # Ids without a row are clipped to the last one where they come in.
+            beyond = [(0, 0), (0, 0), (0, c.ids - c.vocab_size)]
+            logits_BTV = jnp.pad(logits_BTV, beyond, constant_values=never(logits_BTV.dtype))
         return logits_BTV
 
     def __call__(

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Int8
 
 # "as-loaded" changes nothing.
@@ -72,6 +73,19 @@ def lookup(table: Matrix, tokens: Int[Array, " ..."], dtype: Any, clip: bool) ->
         scales = jnp.expand_dims(table.scales.at[tokens].get(mode=mode), -1)
         return (table.values.at[tokens].get(mode=mode) * scales).astype(dtype)
     return table.at[tokens].get(mode=mode).astype(dtype)
+
+
+def outputs_of(matrix: Matrix, ids: Int[np.ndarray, " K"], axis: int) -> Matrix:
+    """Some outputs of a matrix.
+
+    Args:
+      matrix: The matrix; of int8, its outputs lie along `axis`.
+      ids: Which outputs.
+      axis: 0 for the rows of an embedding, 1 for the columns of other matrices.
+    """
+    if isinstance(matrix, Int8Matrix):
+        return Int8Matrix(jnp.take(matrix.values, ids, axis), matrix.scales[ids])
+    return jnp.take(matrix, ids, axis)
 
 
 @functools.partial(jax.jit, static_argnames="along")

@@ -18,9 +18,11 @@ class ModelRecord:
       role: draft or target
       params_nonembedding: parameters other than embedding and head
       params_total: all parameters
-      train_tokens: tokens trained on, repetitions counted; since its parent, if it has one
+      train_tokens: tokens trained on, repetitions counted; since its parent, if it has one; 0 of a
+        published model, where they are not known
       seed: seed of initialisation and data order
-      loss_nats: cross-entropy on the test split, nats per token
+      loss_nats: cross-entropy on the test split, nats per token; of a truncated readout over the
+        tokens that the model can give
       perplexity: exp(loss_nats)
       params_digest: SHA-256 over the parameters in canonical order; of a published model,
         configuration, all weights and tokenizer, after the kind of digest and a colon
@@ -44,8 +46,9 @@ class ModelRecord:
       data_wait_share: share of the other train_seconds in which the device waited for a batch
       spikes: steps whose loss was a spike
       skipped_steps: steps that changed nothing, their loss or gradient not being finite
-      data_digest: SHA-256 over the tokenised corpus and its splits
-      device: device trained on
+      data_digest: SHA-256 over the tokenised corpus and its splits; of a published model, of the
+        corpus that its losses are of
+      device: device trained on; of a published model, that its losses were measured on
       versions: versions of python, jax and flax
       checkpoint: folder of the weights, relative to the study's folder
       objective: what the model was trained for, such as tv; empty for the text alone, from random
@@ -53,12 +56,14 @@ class ModelRecord:
       teacher_digest: params_digest of the target whose probabilities it learnt from
       parent_digest: params_digest of the model that its training started from
       kind: what kind of draft it is: empty for a model of its own; head for one that reads its
-        target's hidden states, parallel-head if one pass of it gives all drafts; early-exit for the
+        target's hidden states, parallel-head if one pass of it gives all drafts, table-head if
+        embedding and readout are its target's and not counted; early-exit for the
         target's first blocks with a readout of their own, early-exit-trained if the last of these
         blocks is trained as well; pruned for what was cut out of the target
         and trained on; nested for a slice of a model that was trained together with it
       train_flops: FLOPs of its training and of that of its parents, forward and backward, without
         those of a teacher or of a target that it was cut out of
+      readout: ids that it can propose, the most frequent of its training text; 0 for all
     """
 
     model_id: str
@@ -99,18 +104,30 @@ class ModelRecord:
     parent_digest: str = ""
     kind: str = ""
     train_flops: float = math.nan
+    readout: int = 0
+
+    @property
+    def of_text(self) -> bool:
+        """Whether it is a model of its own that was trained on the text alone, from random weights."""
+        told = self.teacher_digest or self.parent_digest or self.objective not in ("", "ce")
+        return not (told or self.kind)
 
     @property
     def trained_for(self) -> str:
-        """What the model was trained for: "text" from random weights, or else its objective.
+        """What the model was trained for: "text" from random weights, or else its kind and objective;
+        and the ids of a truncated readout, such as "tv of 4096 ids".
 
         One law describes models of one kind: at equal loss, a draft trained for acceptance has more
-        of it, and tokens since a parent are not all its tokens.
+        of it, tokens since a parent are not all its tokens, and a truncated readout bounds it.
         """
-        told = self.teacher_digest or self.parent_digest or self.objective not in ("", "ce")
-        told = told or self.kind
-        kind = f"{self.kind} " if self.kind else ""
-        return kind + self.objective if told else "text"
+        objective = "text" if self.of_text else f"{self.kind} {self.objective}".strip()
+        return objective + (f" of {self.readout} ids" if self.readout else "")
+
+    @property
+    def training_is_known(self) -> bool:
+        """Whether a law of size and data can hold for it: of published models the tokens are not on
+        record."""
+        return self.train_tokens > 0
 
     @property
     def training_flops(self) -> float:
@@ -415,7 +432,8 @@ class LossRecord:
     Attributes:
       model_id: model
       domain: text
-      loss_nats: cross-entropy, nats per token
+      loss_nats: cross-entropy, nats per token; of a truncated readout over the tokens that the model
+        can give
       loss_nats_low: lower end of its interval, windows as clusters
       loss_nats_high: upper end of its interval
       entropy_nats: mean entropy of the model's own next-token distributions there

@@ -72,7 +72,7 @@ def _at(loss: Any) -> ModelPoint:
 
 
 def _loss(records: StudyRecords, folder: Path, name: str) -> None:
-    law, models = records.laws.loss, records.models
+    law, models = records.laws.loss, [m for m in records.models if m.training_is_known]
     with figure(folder, name, 1, 2, (11.5, 3.9)) as (_, axes):
         for axis, x, by, label, title in (
             (

@@ -141,7 +141,7 @@ def _lacks_weights(study: Study) -> bool:
     """Whether some checkpoint is gone while others are there; a folder without any was left behind on purpose."""
     checkpoints = [m.checkpoint for m in study.records.trained if m.checkpoint]
     return (study.home / "checkpoints").is_dir() and not all(
-        (study.home / checkpoint).is_dir() for checkpoint in checkpoints
+        (study.home / checkpoint).exists() for checkpoint in checkpoints
     )
 
 
@@ -184,11 +184,27 @@ def _key(study: Study, stage: str) -> str:
     return json_sha256(parts)
 
 
-def _given_identity(config: StudyConfig) -> list[str]:
-    """Identity of the models that a study is given: the records of their ladders."""
+def _given_identity(config: StudyConfig) -> list[Any]:
+    """Identity of the models that a study is given: the records of their ladders, and the files of
+    published models."""
     folders = [*config.ladder.given_targets, *config.ladder.given_drafts, config.distil.init_from]
-    tables = [user_path(folder) / "records" / "models.csv" for folder in folders if folder]
-    return [file_sha256(table) if table.exists() else "" for table in tables]
+    given = [_published_files(folder) or _ladder_digest(folder) for folder in folders if folder]
+    # What a study trained does not change under its name.
+    teacher = config.distil.teacher and _published_files(config.distil.teacher)
+    return [*given, teacher] if teacher else given
+
+
+def _published_files(path: str) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of the files of a published model; nothing of anything else."""
+    from sdsl_jax.checkpoints.loading import files_stamp, is_published
+
+    where = user_path(path)
+    return files_stamp(where) if where.exists() and is_published(where) else []
+
+
+def _ladder_digest(folder: str) -> str:
+    table = user_path(folder) / "records" / "models.csv"
+    return file_sha256(table) if table.exists() else ""
 
 
 def _conditions_identity(conditions: ConditionsConfig) -> list[Any]:

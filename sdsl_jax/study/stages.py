@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from sdsl_jax.config import StudyConfig, to_toml
 from sdsl_jax.data import Dataset, load_dataset
-from sdsl_jax.errors import require
+from sdsl_jax.errors import SdslError, require
 from sdsl_jax.evidence import StudyRecords
 from sdsl_jax.package_files import user_path
 from sdsl_jax.progress import Progress
@@ -121,15 +121,18 @@ def versions() -> dict[str, str]:
 def _train(study: Study) -> None:
     from sdsl_jax.study.companions import companion_count, companions
     from sdsl_jax.training import train_ladder
+    from sdsl_jax.training.ladder import check_given
     from sdsl_jax.training.rungs import plan_rungs
 
+    earlier = _earlier_models(study)
+    check_given(study.config, study.dataset)
     count = 0
     # The models of a part of a study belong to the whole of it.
     if study.models_folder is None and not study.config.ladder.weight_folders:
         count = companion_count(plan_rungs(study.config, study.dataset, study.home))
     with companions(study.config, study.home, count):
         models = train_ladder(study.config, study.dataset, study.home, study.progress)
-    models += _given_models(study, models)
+    models += _given_models(study, models, earlier)
     names = [record.model_id for record in models]
     twice = sorted({name for name in names if names.count(name) > 1})
     require(
@@ -141,17 +144,35 @@ def _train(study: Study) -> None:
     write_table(study.records_folder, "models", models)
 
 
-def _given_models(study: Study, own: list[ModelRecord]) -> list[ModelRecord]:
+def _earlier_models(study: Study) -> list[ModelRecord]:
+    """The models of an earlier run of the study, which may have measured the losses of published
+    ones; none if there was no such run."""
+    try:
+        return study.records.trained
+    except SdslError:
+        return []
+
+
+def _given_models(
+    study: Study, own: list[ModelRecord], earlier: list[ModelRecord]
+) -> list[ModelRecord]:
     """The targets of `ladder.given_targets`, the drafts of `ladder.given_drafts`, the teacher, and the
     drafts of the study's shapes that drafts start from, with checkpoints relative to where the study's
     lie."""
-    from sdsl_jax.checkpoints.loading import load_other_models
-    from sdsl_jax.training.teacher import teacher_record
+    from sdsl_jax.checkpoints.loading import is_published, load_other_models
+    from sdsl_jax.training.evaluation import given_record
 
     ladder, distil = study.config.ladder, study.config.distil
     records: list[ModelRecord] = []
+
+    def target(path: Path) -> ModelRecord:
+        return given_record(study.config, study.dataset, path, study.home, earlier, study.progress)
+
     for role in ("target", "draft"):
         for folder in map(user_path, getattr(ladder, f"given_{role}s")):
+            if role == "target" and is_published(folder):
+                records.append(target(folder))
+                continue
             given = load_other_models(
                 folder,
                 f"ladder.given_{role}s",
@@ -165,8 +186,7 @@ def _given_models(study: Study, own: list[ModelRecord]) -> list[ModelRecord]:
             )
             records += given
     if distil.teacher:
-        teacher = teacher_record(distil, study.home)
-        records.append(teacher)
+        records.append(target(user_path(distil.teacher)))
     if distil.init_from:
         # Another budget of a parent's run tells as much about the text alone.
         digests = {r.parent_digest for r in own} - {""}
@@ -252,7 +272,7 @@ def _race_nearest(study: Study, entries: list[CodesignEntry]) -> list[ClockRecor
 
     def has_weights(model_id: str) -> bool:
         checkpoint = by_id[model_id].checkpoint
-        return bool(checkpoint) and (study.folder / checkpoint).is_dir()
+        return bool(checkpoint) and (study.folder / checkpoint).exists()
 
     races = [pair for pair in pairs if has_weights(pair[0]) and has_weights(pair[1])]
     study.progress.start("clock", len(races))

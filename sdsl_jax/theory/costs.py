@@ -132,12 +132,17 @@ class FlopCost(LinearCost):
     """Costs in FLOPs: a draft step is the ratio of FLOPs per token and the verify pass costs one
     target step.
 
-    With no head and no attention this is the paper's c = N/M.
+    With no head and no attention this is the paper's c = N/M. The target is the family's member of
+    its size, unless `target_flops` gives its own FLOPs per token.
     """
 
     rule: ShapeRule
     target_params: Scalar
+    target_flops: Scalar | None = None
 
     def draft_step(self, params: Scalar) -> Array:
         """Cost of one draft step in target steps, for a draft of `params` non-embedding parameters."""
-        return flops_per_token(params, self.rule) / flops_per_token(self.target_params, self.rule)
+        of_target = self.target_flops
+        if of_target is None:
+            of_target = flops_per_token(self.target_params, self.rule)
+        return flops_per_token(params, self.rule) / of_target

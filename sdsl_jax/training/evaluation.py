@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
+import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,14 @@ import jax
 import numpy as np
 
 from sdsl_jax.checkpoints import storage
+from sdsl_jax.checkpoints.loading import is_published, load_model, open_model, require_same_text
 from sdsl_jax.checkpoints.model_folder import PARAMS
 from sdsl_jax.config import StudyConfig
 from sdsl_jax.data import Dataset
+from sdsl_jax.decoding.feature_drafter import Head, with_tables
 from sdsl_jax.device import device_name
-from sdsl_jax.models import Params
+from sdsl_jax.models import ModelConfig, Params
+from sdsl_jax.progress import Progress
 from sdsl_jax.records import ModelRecord
 from sdsl_jax.statistics import Interval, mean_interval
 from sdsl_jax.training.loop import RungTrainer
@@ -27,18 +32,23 @@ from sdsl_jax.training.rungs import Plan, Slice
 from sdsl_jax.training.step import head_window_losses, window_losses
 from sdsl_jax.training.teacher import load_teacher
 
-_BATCH = 32
+# Most windows of a batch, and most bytes of its logits.
+_BATCH, _LOGIT_BYTES = 32, 1 << 28
 
 
-def evaluate(losses_of: Callable[[np.ndarray], Any], windows: np.ndarray) -> np.ndarray:
+def evaluate(
+    losses_of: Callable[[np.ndarray], Any], windows: np.ndarray, vocab_size: int
+) -> np.ndarray:
     """Mean loss of each window in nats per token, float64 [windows].
 
     Args:
       losses_of: Gives those of a batch.
       windows: Windows of tokens.
+      vocab_size: Logits of a position, which limit the batch.
     """
-    chunks = [windows[i : i + _BATCH] for i in range(0, len(windows), _BATCH)]
-    padded = [np.resize(chunk, (_BATCH, windows.shape[1])) for chunk in chunks]
+    batch = max(1, min(_BATCH, _LOGIT_BYTES // (4 * vocab_size * windows.shape[1])))
+    chunks = [windows[i : i + batch] for i in range(0, len(windows), batch)]
+    padded = [np.resize(chunk, (batch, windows.shape[1])) for chunk in chunks]
     losses = [np.asarray(losses_of(x), float)[: len(c)] for x, c in zip(padded, chunks)]
     return np.concatenate(losses)
 
@@ -48,23 +58,34 @@ def held_out_losses(
 ) -> dict[str, Any]:
     """The columns of a record that depend on the number of evaluation windows, by name.
 
-    The loss of a head is that of its first draft, which has seen its target's features.
+    The loss of a head is that of its first draft, which has seen its target's features; that of a
+    truncated readout is over the tokens that the model can give.
     """
     losses_of: Callable[[np.ndarray], Any]
     if plan.head is None:
         losses_of = functools.partial(window_losses, params, model=plan.model)
     else:
         target = load_teacher(config, dataset).model
+        head = with_tables(Head(plan.head, params), target)
         losses_of = functools.partial(
-            head_window_losses, params, target.params, model=plan.head, target=target.config
+            head_window_losses, head.params, target.params, model=head.config, target=target.config
         )
+    return _loss_columns(losses_of, plan.model, dataset, windows)
+
+
+def _loss_columns(
+    losses_of: Callable[[np.ndarray], Any], model: ModelConfig, dataset: Dataset, windows: int
+) -> dict[str, Any]:
     validation, losses = (
-        evaluate(losses_of, dataset.text(s).windows(windows)) for s in ("validation", "test")
+        evaluate(losses_of, dataset.text(s).windows(windows), model.ids)
+        for s in ("validation", "test")
     )
     test: Interval = mean_interval(losses, 0.9)
 
     def bits(nats: float, split: str) -> float:
-        return nats / math.log(2) / dataset.bytes_per_token[split]
+        # What a truncated readout rules out would take infinitely many.
+        whole = not model.readout_ids
+        return nats / math.log(2) / dataset.bytes_per_token[split] if whole else math.nan
 
     return {
         "loss_nats": test.estimate,
@@ -76,6 +97,53 @@ def held_out_losses(
         "validation_bits_per_byte": bits(float(validation.mean()), "validation"),
         "evaluation_windows": windows,
     }
+
+
+def given_record(
+    config: StudyConfig,
+    dataset: Dataset,
+    path: Path,
+    study: Path,
+    earlier: Sequence[ModelRecord],
+    progress: Progress,
+) -> ModelRecord:
+    """A model that exists already as a target of a study.
+
+    The losses of a model of ours are on record. Those of a published one are measured on the study's
+    text, like a rung's; about its training nothing is known: 0 tokens.
+
+    Args:
+      config: The study.
+      dataset: Its corpus.
+      path: The model's folder or file.
+      study: The study's folder, from which the record names the checkpoint.
+      earlier: Records in which the losses of a published model may be found.
+      progress: Is told when losses are to be measured.
+
+    Raises:
+      SdslError: The path holds no model, or one with another tokenizer or a shorter context.
+    """
+    opened = open_model(path)
+    if not is_published(path):
+        checkpoint = os.path.relpath(opened.folder / PARAMS, study)
+        return dataclasses.replace(opened.record, role="target", checkpoint=checkpoint)
+    require_same_text(opened, dataset, f"the target {path}")
+    windows = config.training.evaluation_windows
+    same = (opened.record.params_digest, dataset.digest, windows)
+    for record in earlier:
+        if (record.params_digest, record.data_digest, record.evaluation_windows) == same:
+            return record
+    progress.note(f"{opened.record.model_id}: its losses on the study's text are measured")
+    params = load_model(path).params
+    losses_of = functools.partial(window_losses, params, model=opened.config)
+    return dataclasses.replace(
+        opened.record,
+        role="target",
+        data_digest=dataset.digest,
+        device=device_name(),
+        checkpoint=os.path.relpath(path, study),
+        **_loss_columns(losses_of, opened.config, dataset, windows),
+    )
 
 
 def make_record(
@@ -133,6 +201,7 @@ def make_record(
         teacher_digest=plan.teacher_digest,
         parent_digest=plan.parent.digest if plan.parent else "",
         kind=plan.rung.kind,
+        readout=plan.rung.readout,
         train_flops=trainer.plan.flops_per_step * steps
         + (plan.parent.train_flops if plan.parent else 0.0),
         **held_out_losses(trainer.config, plan, params, dataset, trainer.recipe.evaluation_windows),

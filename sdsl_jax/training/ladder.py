@@ -17,11 +17,13 @@ import numpy as np
 
 from sdsl_jax.checkpoints import model_folder, storage
 from sdsl_jax.checkpoints.layout import make_layout
+from sdsl_jax.checkpoints.loading import is_published, open_model, require_same_text
 from sdsl_jax.config import StudyConfig
 from sdsl_jax.data import Dataset
 from sdsl_jax.errors import Diverged, SdslError, require
 from sdsl_jax.models import count
 from sdsl_jax.models.cuts import cut, leading
+from sdsl_jax.models.feature_head import head_counts
 from sdsl_jax.models.weights import WeightStorage, store
 from sdsl_jax.package_files import user_path
 from sdsl_jax.processes import (
@@ -34,10 +36,19 @@ from sdsl_jax.processes import (
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.records import ModelRecord, read_table, write_json, write_table
 from sdsl_jax.training.claims import Claim, ClaimLost, Owner, acquire
+from sdsl_jax.training.closed_form import start_steps
 from sdsl_jax.training.evaluation import held_out_losses, make_record
 from sdsl_jax.training.loop import RungTrainer
 from sdsl_jax.training.metrics import check_tensorboard
-from sdsl_jax.training.rungs import Plan, data_seed, parent_records, plan_rungs, rungs, shape
+from sdsl_jax.training.rungs import (
+    Plan,
+    data_seed,
+    head_of,
+    parent_records,
+    plan_rungs,
+    rungs,
+    shape,
+)
 from sdsl_jax.training.schedule import make_schedule
 from sdsl_jax.training.teacher import TeacherCache, open_teacher, teacher_digest
 
@@ -50,21 +61,28 @@ def check_ladder(config: StudyConfig) -> None:
 
     Raises:
       SdslError: The family cannot build a size, two budgets are less than a step apart, there are
-        too few models, a folder of `ladder.given_targets` or `ladder.given_drafts` holds no ladder, or
-        `distil.teacher` is no model.
+        too few models, a folder of `ladder.given_targets` or `ladder.given_drafts` holds no ladder
+        (nor, of targets, a published model), or `distil.teacher` is no model.
     """
     for role in ("targets", "drafts"):
         for folder in getattr(config.ladder, f"given_{role}"):
+            path = user_path(folder)
+            if role == "targets" and path.exists() and is_published(path):
+                open_model(path)
+                continue
             require(
-                (user_path(folder) / "records" / "models.csv").exists(),
+                (path / "records" / "models.csv").exists(),
                 f"ladder.given_{role} holds {folder!r}, where no trained ladder is: records/models.csv is not there.",
             )
     teacher_digest(config.distil)
-    parent_records(config.distil)
+    parents = parent_records(config.distil)
     sizes = set()
     for rung in rungs(config):
         model = shape(config, rung, config.data.vocab_size)
-        size = count(model, 0).nonembedding
+        sizes_of_rung = count(model, 0)
+        if head := head_of(config, rung, model, model.width):
+            sizes_of_rung = head_counts(head, sizes_of_rung)
+        size = sizes_of_rung.nonembedding
         make_schedule(config.training, size, rung.budgets, config.data.sequence_length)
         sizes.add(size)
     ladder, distil = config.ladder, config.distil
@@ -84,6 +102,11 @@ def check_ladder(config: StudyConfig) -> None:
         )
         return
     require(
+        distil.tables == "own",
+        "no draft of the study is trained on the text alone, which its laws are fitted to: name such drafts in "
+        "ladder.given_drafts.",
+    )
+    require(
         drafts >= 4 and len(sizes) >= 4 and len(budgets) >= 2,
         f"the ladder has {drafts} drafts, {len(sizes)} different sizes and {len(budgets)} token budgets; the laws need at "
         "least 4 drafts, 4 sizes and 2 budgets.",
@@ -95,6 +118,26 @@ def check_ladder(config: StudyConfig) -> None:
         "no draft of the study is trained on the text alone, which its laws are fitted to: set distil.init_from, or add 'ce' to "
         "distil.objective.",
     )
+    require(
+        0 in config.readouts or any(r.trained_for == "text" for r in parents if r.role == "draft"),
+        f"no draft of the study proposes all ids, which its laws are fitted to: add 0 to family.readout, which is "
+        f"{list(config.family.readout)}, or name such drafts in ladder.given_drafts.",
+    )
+
+
+def check_given(config: StudyConfig, dataset: Dataset) -> None:
+    """Checks before training that the teacher and the published models of `ladder.given_targets` read
+    the study's text.
+
+    Raises:
+      SdslError: One has another tokenizer or a shorter context.
+    """
+    given = {f"the target {name}": user_path(name) for name in config.ladder.given_targets}
+    given = {called: path for called, path in given.items() if is_published(path)}
+    if config.distil.teacher:
+        given[f"the teacher {config.distil.teacher}"] = user_path(config.distil.teacher)
+    for called, path in given.items():
+        require_same_text(open_model(path), dataset, called)
 
 
 class Outcome(NamedTuple):
@@ -273,8 +316,10 @@ def _teacher(
         return None
     orders: dict[tuple[int, int], int] = {}
     for plan in left:
-        order = data_seed(config, plan.rung), plan.batch
-        orders[order] = max(orders.get(order, 0), plan.schedule.ends[-1])
+        order, steps = (data_seed(config, plan.rung), plan.batch), plan.schedule.ends[-1]
+        if plan.head is not None and plan.head.on_tables:
+            steps = max(steps, start_steps(plan.batch))
+        orders[order] = max(orders.get(order, 0), steps)
     seen = [dataset.seen_windows(*order, steps) for order, steps in orders.items()]
     return open_teacher(config, dataset, np.concatenate(seen), progress)
 

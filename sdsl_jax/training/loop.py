@@ -20,21 +20,30 @@ from typing import Any, NamedTuple
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sdsl_jax.checkpoints import storage
 from sdsl_jax.checkpoints.layout import Layout
-from sdsl_jax.checkpoints.model_folder import load_model_folder
+from sdsl_jax.checkpoints.loading import load_model
 from sdsl_jax.config import EXIT_KINDS, StudyConfig, TrainingConfig
 from sdsl_jax.data import Dataset
 from sdsl_jax.errors import Diverged, SdslError, require
 from sdsl_jax.models import abstract_params, init_params
 from sdsl_jax.models.cuts import early_exit, pruned
-from sdsl_jax.models.feature_head import abstract_head, graft
+from sdsl_jax.models.feature_head import (
+    FusionParams,
+    Tables,
+    abstract_head,
+    graft,
+    start_fusion,
+    tables_of,
+)
 from sdsl_jax.preemption import Preempted, sigterm_held_back
 from sdsl_jax.processes import any_process, broadcast_from_primary, is_primary, raised_on_all
 from sdsl_jax.progress import Progress
 from sdsl_jax.seeds import derive_seed
+from sdsl_jax.training.closed_form import linear_start, start_steps
 from sdsl_jax.training.metrics import (
     MetricsFile,
     Tally,
@@ -52,7 +61,7 @@ from sdsl_jax.training.step import (
     step_config,
     train_step,
 )
-from sdsl_jax.training.teacher import TeacherCache, distil_batch
+from sdsl_jax.training.teacher import TeacherCache, distil_batch, load_teacher
 
 # Skipped steps in a row after which a run counts as diverged.
 _MOST_SKIPPED = 100
@@ -120,6 +129,15 @@ class RungTrainer:
         return self.dataset.batches(seed, self.plan.batch, self.teacher).map(distil_batch)
 
     @functools.cached_property
+    def tables(self) -> Tables | None:
+        """What a head on its target's tables takes from the target; None for other models."""
+        head = self.plan.head
+        if head is None or not head.on_tables:
+            return None
+        target = load_teacher(self.config, self.dataset).model
+        return tables_of(head, target.config, target.params)
+
+    @functools.cached_property
     def step_config(self) -> StepConfig:
         """What the compiled step depends on beside the architecture."""
         objective, distil = self.plan.rung.objective, self.config.distil
@@ -141,11 +159,13 @@ class RungTrainer:
         """
         rung, parent = self.plan.rung, self.plan.parent
         params: Any
+        seed = derive_seed("init", self.config.seed, rung.role, rung.params, rung.seed)
+        if self.tables is not None:
+            return init_state(self.step_config, self._linear_start(jax.random.key(seed)))
         if parent is None:
-            seed = derive_seed("init", self.config.seed, rung.role, rung.params, rung.seed)
             params = init_params(self.plan.model, jax.random.key(seed))
         else:
-            loaded = load_model_folder(parent.folder)
+            loaded = load_model(parent.folder)
             cut_out = rung.kind in (*EXIT_KINDS, "pruned")
             require(
                 loaded.record.params_digest == parent.digest
@@ -162,6 +182,22 @@ class RungTrainer:
         if self.plan.head is not None:
             params = graft(self.plan.head, params)
         return init_state(self.step_config, params)
+
+    def _linear_start(self, key: jax.Array) -> FusionParams:
+        """A head on its target's tables that is the best linear one still."""
+        plan = self.plan
+        assert plan.head is not None
+        assert self.tables is not None
+        assert self.teacher is not None
+        order = data_seed(self.config, plan.rung), plan.batch
+        windows = self.dataset.seen_windows(*order, start_steps(plan.batch))
+        start = linear_start(self.tables, self.teacher, windows)
+        self.progress.note(
+            f"{self.name}: the closed-form start explains {start.explained:.1%} of the hidden states' squares in held-out "
+            f"windows, at λ = {start.strength:g}"
+        )
+        embed, read, bias = map(jnp.asarray, (start.embed, start.read, start.bias))
+        return start_fusion(plan.head, embed, read, bias, key)
 
     def resume(self, budget: int) -> tuple[TrainState, Tally, list[Segment]]:
         """Where the training for a token budget continues from what is on disk.
@@ -240,7 +276,7 @@ class RungTrainer:
         self.guard()
         recorder = _Recorder(self, segment, range(segment.steps.start, start), tally)
         began, compiled = time.perf_counter(), compile_seconds()
-        step_in_place = self.layout.step(train_step)
+        step_in_place, tables = self.layout.step(train_step), self._placed_tables()
         previous = start  # the second-latest checkpoint is kept in case the latest is damaged
         pending: tuple[int, StepMetrics] | None = None
         with (
@@ -258,6 +294,7 @@ class RungTrainer:
                     state,
                     batch,
                     np.float32(rate(step)),
+                    tables,
                     model=self.plan.architecture,
                     config=self.step_config,
                 )
@@ -284,6 +321,12 @@ class RungTrainer:
                         # Also where the signal came to another process of the same program.
                         raise Preempted
         return state, tally
+
+    def _placed_tables(self) -> Tables | None:
+        if self.tables is None:
+            return None
+        dtype = self.recipe.compute_dtype
+        return self.layout.place(jax.tree.map(lambda x: x.astype(dtype), self.tables))
 
     def _save(self, path: Path, state: TrainState, tally: Tally) -> None:
         try:

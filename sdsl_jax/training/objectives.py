@@ -13,9 +13,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from sdsl_jax.config import ObjectiveName
+from sdsl_jax.models import ModelConfig
+from sdsl_jax.models.kernels import can_be_given
 
 # The mass beside the k most probable tokens is at least this much: its logarithm stays finite.
 _LEAST_REST = 1e-7
@@ -25,7 +27,8 @@ class Objective(NamedTuple):
     """An objective of training. Hashable, so that it can be a static argument of a jitted step.
 
     Attributes:
-      kind: Its name, see `divergence`; "ce" is cross-entropy on the text.
+      kind: Its name, see `divergence`; "ce" is cross-entropy on the text, of a truncated readout on
+        those of its tokens that the model can give.
       eta: η of the hybrid's weight λ = exp(−η·α), with the mean α of a batch.
       temperature: Temperature at which target and draft are compared.
       first: First position of a window that counts.
@@ -82,9 +85,34 @@ def _kl(
     p: Float[Array, "... V"], log_p: Float[Array, "... V"], log_q: Float[Array, "... V"]
 ) -> Float[Array, " ..."]:
     """Σ p·(ln p − ln q) over what p gives any probability."""
-    possible = p > 0
+    return _relative_entropy(p, log_p, log_q, p > 0)
+
+
+def _reachable_kl(
+    p: Float[Array, "... V"], log_p: Float[Array, "... V"], log_q: Float[Array, "... V"]
+) -> Float[Array, " ..."]:
+    """p(K)·KL(p_K‖q), where q rules out whatever is not in K; KL(p‖q) where it rules out nothing.
+
+    KL(p‖q) itself is infinite as soon as p gives anything outside K. This is the part of it that q
+    can change, 0 at the best q.
+    """
+    ruled_out = log_q == -jnp.inf
+    missed = jnp.where(ruled_out, p, 0.0).sum(axis=-1)
+    # Exactly 1 where nothing is missed, whatever p sums to after rounding.
+    reached = jnp.where(missed > 0, jnp.where(ruled_out, 0.0, p).sum(axis=-1), 1.0)
+    least = jnp.log(jnp.where(reached > 0, reached, 1.0)) * reached
+    return _relative_entropy(p, log_p, log_q, (p > 0) & ~ruled_out) - least
+
+
+def _relative_entropy(
+    p: Float[Array, "... V"],
+    log_p: Float[Array, "... V"],
+    log_q: Float[Array, "... V"],
+    counted: Bool[Array, "... V"],
+) -> Float[Array, " ..."]:
+    """Σ p·(ln p − ln q) over the tokens that count."""
     # Both logarithms may be −∞ where p is 0: neither the product nor its gradient may see that.
-    difference = jnp.where(possible, log_p, 0.0) - jnp.where(possible, log_q, 0.0)
+    difference = jnp.where(counted, log_p, 0.0) - jnp.where(counted, log_q, 0.0)
     return (p * difference).sum(axis=-1)
 
 
@@ -111,6 +139,11 @@ def divergence(
     | `log-acceptance` | −ln α; its gradient is that of TV over α                              |
     | `hybrid`         | λ·KL(p‖q) + (1 − λ)·TV, λ = exp(−η·mean α) without a gradient         |
 
+    A draft of a truncated readout rules out whatever is not in its ids K, and KL(p‖q) is infinite.
+    KL, and the KL of the hybrid, are then p(K)·KL(p_K‖q) with p_K, the target's distribution among
+    K: the part of KL that the draft can change, whose gradient in the logits of K is p(K)·q − p.
+    Nothing else changes. TV is at least 1 − p(K), because α is at most p(K).
+
     TV's gradient in the logit of v has the factor q_v, so it vanishes for tokens that the draft
     hardly expects: start from a trained draft, or use the hybrid, which is KL while α is small. Its
     λ is one for all positions: with one for each, the hard positions, whose KL is large anyway, would
@@ -119,7 +152,7 @@ def divergence(
     Args:
       kind: Name of the objective; not "ce", which needs the text instead of p.
       log_p: Logarithms of the target's probabilities, normalised; −∞ is allowed.
-      log_q: Logarithms of the draft's probabilities, normalised; −∞ is allowed.
+      log_q: Logarithms of the draft's probabilities, normalised; −∞ is what the draft rules out.
       eta: η of the hybrid.
       mean_acceptance: α of the hybrid's λ; the mean over all positions if left out.
 
@@ -128,7 +161,7 @@ def divergence(
     """
     p, q = jnp.exp(log_p), jnp.exp(log_q)
     if kind == "kl":
-        return _kl(p, log_p, log_q)
+        return _reachable_kl(p, log_p, log_q)
     if kind == "reverse-kl":
         return _kl(q, log_q, log_p)
     if kind == "js":
@@ -145,7 +178,7 @@ def divergence(
     if kind == "hybrid":
         alpha = (1 - tv).mean() if mean_acceptance is None else mean_acceptance
         weight = jax.lax.stop_gradient(jnp.exp(-eta * alpha))
-        return weight * _kl(p, log_p, log_q) + (1 - weight) * tv
+        return weight * _reachable_kl(p, log_p, log_q) + (1 - weight) * tv
     raise ValueError(f"{kind!r} is not the name of a divergence")
 
 
@@ -155,7 +188,9 @@ def coarsened(
     """The logarithms of the probabilities of some tokens and, last, of all the others together.
 
     Divergences of distributions coarsened alike are at most those of the whole ones, and α at least
-    the whole one's; the difference is at most the mass of the others.
+    the whole one's; the difference is at most the mass of the others. A draft of a truncated readout
+    can please the target with any of its ids among the others, so its coarsened α is bounded by the
+    probability of all but the kept ids that it rules out.
 
     Args:
       log_q: Logarithms of the probabilities of the whole vocabulary.
@@ -178,7 +213,8 @@ def compared(
 
     Args:
       objective: The objective, for its temperature.
-      logits: Logits of the draft; of a head, those of each draft of a round first.
+      logits: Logits of the draft, `never` of the ids that it cannot give; of a head, those of each
+        draft of a round first.
       log_normaliser: ln Σ exp of the logits.
       teacher: Distributions of the teacher, at the objective's temperature already.
     """
@@ -187,6 +223,7 @@ def compared(
         log_q = wide - log_normaliser[..., None]
     else:
         log_q = jax.nn.log_softmax(wide / objective.temperature, axis=-1)
+    log_q = jnp.where(can_be_given(logits), log_q, -jnp.inf)
     # What was rounded for the disk no longer sums to one.
     log_p, ids = jax.nn.log_softmax(teacher.log_probs.astype(jnp.float32), axis=-1), teacher.ids
     if log_q.ndim > log_p.ndim:
@@ -194,6 +231,23 @@ def compared(
         log_p = jnp.broadcast_to(log_p[None], (len(log_q), *log_p.shape))
         ids = None if ids is None else jnp.broadcast_to(ids[None], (len(log_q), *ids.shape))
     return log_p, coarsened(log_q, ids)
+
+
+def counted_labels(
+    readout: ModelConfig, logits: Float[Array, "... V"], labels: Int[Array, " ..."]
+) -> Bool[Array, " ..."] | None:
+    """Which labels count for cross-entropy: those that the model can give, None for all of them.
+
+    The cross-entropy of a label that a truncated readout rules out is infinite, whatever is trained.
+
+    Args:
+      readout: Architecture of the model, for its readout.
+      logits: Its logits.
+      labels: The tokens that follow.
+    """
+    if not readout.readout_ids:
+        return None
+    return jnp.take_along_axis(can_be_given(logits), labels[..., None], axis=-1)[..., 0]
 
 
 def draft_weights(objective: Objective, length: int) -> Float[np.ndarray, "K T"]:

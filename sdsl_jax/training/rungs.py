@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from sdsl_jax.checkpoints.loading import is_published, open_model
 from sdsl_jax.checkpoints.model_folder import find_model_folder, stored_weights
 from sdsl_jax.config import (
     EXIT_KINDS,
@@ -29,10 +30,16 @@ from sdsl_jax.models.cuts import (
     nested_of_sizes,
     pruned_of_size,
 )
-from sdsl_jax.models.feature_head import HeadConfig, head_counts, later_flops
+from sdsl_jax.models.feature_head import (
+    HeadConfig,
+    head_counts,
+    later_flops,
+    table_head_of_size,
+)
 from sdsl_jax.package_files import user_path
 from sdsl_jax.records import ModelRecord, read_table
 from sdsl_jax.seeds import derive_seed
+from sdsl_jax.training.closed_form import START_WINDOWS
 from sdsl_jax.training.schedule import Schedule, make_schedule
 from sdsl_jax.training.teacher import teacher_architecture, teacher_digest
 
@@ -61,6 +68,7 @@ class Rung:
       objective: What it is trained for; empty for a model trained on the text alone, from random
         weights.
       kind: What kind of draft it is; empty for a model of its own.
+      readout: Ids that it proposes, the most frequent; 0 for all.
     """
 
     role: str
@@ -69,14 +77,16 @@ class Rung:
     budgets: tuple[int, ...]
     objective: ObjectiveName | Literal[""] = ""
     kind: DraftKind = ""
+    readout: int = 0
 
     @property
     def _trained_for(self) -> str:
-        return "".join(f"-{part}" for part in (self.kind, self.objective) if part)
+        ids = f"{self.readout}ids" if self.readout else ""
+        return "".join(f"-{part}" for part in (ids, self.kind, self.objective) if part)
 
     @property
     def name(self) -> str:
-        """For example draft-14k-s0, or draft-14k-tv-s0."""
+        """For example draft-14k-s0, draft-14k-tv-s0, or draft-14k-4096ids-tv-s0."""
         return f"{self.role}-{compact(self.params)}{self._trained_for}-s{self.seed}"
 
     def model_id(self, budget: int, params: int = 0) -> str:
@@ -108,9 +118,11 @@ def rungs(config: StudyConfig) -> list[Rung]:
         "target": ("",),
     }
     kinds: dict[str, DraftKind] = {"draft": distil.kind, "target": ""}
+    readouts = {"draft": config.readouts, "target": (0,)}
     ladder_rungs = [
-        Rung(role, n, seed, ladder.budgets(role, n), objective, kinds[role])
+        Rung(role, n, seed, ladder.budgets(role, n), objective, kinds[role], readout)
         for role, n in sizes
+        for readout in readouts[role]
         for objective in objectives[role]
         for seed in (
             *ladder.seeds,
@@ -118,7 +130,8 @@ def rungs(config: StudyConfig) -> list[Rung]:
         )
     ]
     return sorted(
-        ladder_rungs, key=lambda rung: (rung.params, rung.role, rung.objective, rung.seed)
+        ladder_rungs,
+        key=lambda rung: (rung.params, rung.role, rung.readout, rung.objective, rung.seed),
     )
 
 
@@ -136,20 +149,67 @@ class Parent(NamedTuple):
     train_flops: float = 0.0
 
 
-def shape(config: StudyConfig, rung: Rung, vocab_size: int) -> ModelConfig:
+def shape(
+    config: StudyConfig, rung: Rung, vocab_size: int, readout_ids: tuple[int, ...] = ()
+) -> ModelConfig:
     """The architecture of a rung; of a head, that of its body.
+
+    Args:
+      config: The study.
+      rung: The rung.
+      vocab_size: Entries of the vocabulary.
+      readout_ids: Ids that it proposes; all if empty.
 
     Raises:
       SdslError: The family cannot build it, or it cannot be cut out of the teacher.
     """
-    if rung.kind in EXIT_KINDS:
-        return exit_of_size(teacher_architecture(config.distil), rung.params)
-    if rung.kind == "pruned":
-        layers = config.family.layers
-        return pruned_of_size(teacher_architecture(config.distil), rung.params, layers)
+    if rung.kind == "table-head":
+        return table_head_of_size(_last_tapped(config), rung.params, readout_ids).body
+    if rung.kind in (*EXIT_KINDS, "pruned"):
+        teacher = teacher_architecture(config.distil)
+        require(
+            teacher.vocab_size == vocab_size,
+            f"distil.teacher has a table of {teacher.vocab_size:,} rows and the study's tokenizer {vocab_size:,} "
+            "entries; a draft that is cut out of the teacher needs as many of both.",
+        )
+        if rung.kind in EXIT_KINDS:
+            return exit_of_size(teacher, rung.params)
+        return pruned_of_size(teacher, rung.params, config.family.layers)
     if rung.kind == "nested":
         return nested_of_sizes(config.family, config.ladder.draft_params, vocab_size)[-1]
-    return member(config.family, rung.params, vocab_size)
+    model = member(config.family, rung.params, vocab_size)
+    return replace(model, readout_ids=readout_ids, truncated=bool(readout_ids))
+
+
+def _last_tapped(config: StudyConfig) -> ModelConfig:
+    """The teacher's architecture, of whose blocks the last is read.
+
+    Raises:
+      SdslError: It is another one.
+    """
+    teacher = teacher_architecture(config.distil)
+    require(
+        config.distil.taps == (teacher.layers,),
+        f"distil.tables is 'target' and distil.taps {list(config.distil.taps)}; it must be [{teacher.layers}], the last block of "
+        "the teacher: the head predicts what its last norm and readout take.",
+    )
+    return teacher
+
+
+def head_of(config: StudyConfig, rung: Rung, body: ModelConfig, width: int) -> HeadConfig | None:
+    """What makes a rung a head on the teacher's hidden states; None for other models.
+
+    Args:
+      config: The study.
+      rung: The rung.
+      body: Architecture of its body.
+      width: Width of the teacher.
+    """
+    if rung.kind not in HEAD_KINDS:
+        return None
+    distil = config.distil
+    parallel = distil.unrolled if distil.parallel else 0
+    return HeadConfig(body, width, distil.taps, parallel, on_tables=distil.tables == "target")
 
 
 class Slice(NamedTuple):
@@ -223,6 +283,9 @@ class Plan(NamedTuple):
             later = later_flops(self.head, count(self.model, self.context))
             forward += (self.unrolled - 1) * later
         frozen = 0.0
+        if self.head is not None and self.head.on_tables:
+            # A readout that is not trained passes its gradient on, and has none itself.
+            frozen = self.unrolled * self.model.width * self.model.readout_size
         if self.frozen_blocks > 0:
             readout = 2.0 * self.model.width * (self.model.width + self.model.vocab_size)
             frozen = (each - readout) * self.frozen_blocks / self.model.layers
@@ -270,12 +333,10 @@ def plan_rungs(config: StudyConfig, dataset: Dataset, folder: Path) -> list[Plan
     width = teacher_architecture(distil).width if distil.taps else 0
     for rung in rungs(config):
         vocab_size = dataset.tokenizer.vocab_size
-        model = shape(config, rung, vocab_size)
+        ids = dataset.frequent_ids(rung.readout) if rung.readout else ()
+        model = shape(config, rung, vocab_size, ids)
         body = counts = count(model, dataset.sequence_length / 2)
-        head = None
-        if rung.kind in HEAD_KINDS:
-            parallel = distil.unrolled if distil.parallel else 0
-            head = HeadConfig(model, width, distil.taps, parallel)
+        head = head_of(config, rung, model, width)
         if head is not None:
             counts = head_counts(head, body)
         schedule = make_schedule(
@@ -358,18 +419,19 @@ def _parent(
         path = user_path(config.distil.teacher)
         rounded = config.training.stored_weights == "bfloat16"
         require(
-            rung.kind == "pruned" or not rounded or stored_weights(path) == "bfloat16",
+            rung.kind == "pruned" or not rounded or _is_rounded(path),
             f"training.stored_weights is 'bfloat16' and the teacher {path} is stored in float32: rounded, the blocks of an early "
             'exit would not be the teacher\'s any more. Set training.stored_weights = "float32".',
         )
-        return Parent(find_model_folder(path), teacher_digest(config.distil))
+        return Parent(open_model(path).folder, teacher_digest(config.distil))
     if not config.distil.init_from:
         return None
-    shape = (rung.seed, counts.nonembedding, counts.total, model.layers, model.width)
+    sizes = counts.nonembedding, counts.total, model.layers, model.width
     alike = [
         r
         for r in parents
-        if (r.seed, r.params_nonembedding, r.params_total, r.layers, r.width) == shape
+        if (r.seed, r.readout) == (rung.seed, rung.readout)
+        and (r.params_nonembedding, r.params_total, r.layers, r.width) == sizes
     ]
     most = max((r.train_tokens for r in alike), default=0)
     longest = [r for r in alike if r.train_tokens == most]
@@ -382,6 +444,10 @@ def _parent(
     parent = longest[0]
     folder = find_model_folder(Path(config.distil.init_from) / parent.checkpoint)
     return Parent(folder, parent.params_digest, parent.training_flops)
+
+
+def _is_rounded(path: Path) -> bool:
+    return not is_published(path) and stored_weights(path) == "bfloat16"
 
 
 def _tag(config: StudyConfig, plan: Plan, dataset: Dataset) -> str:
@@ -406,7 +472,8 @@ def _tag(config: StudyConfig, plan: Plan, dataset: Dataset) -> str:
         identity["distil"] = [rung.objective, plan.parent.digest if plan.parent else ""]
     if plan.head is not None:
         unrolled = [config.distil.unrolled, config.distil.draft_decay]
-        identity["head"] = [plan.head.description(), *unrolled]
+        start = [START_WINDOWS] if plan.head.on_tables else []
+        identity["head"] = [plan.head.description(), *unrolled, *start]
     if plan.slices:
         identity["slices"] = [each.model.description() for each in plan.slices]
     if plan.frozen_blocks >= 0:

@@ -13,7 +13,13 @@ from jaxtyping import Array, Bool, Float, Int
 from sdsl_jax.config import TrainingConfig
 from sdsl_jax.models import ModelConfig, Params, forward, outputs
 from sdsl_jax.models.cuts import Nested, SharedTrunk
-from sdsl_jax.models.feature_head import HeadConfig, HeadParams, unrolled
+from sdsl_jax.models.feature_head import (
+    AnyHeadParams,
+    HeadConfig,
+    TableHeadParams,
+    Tables,
+    unrolled,
+)
 from sdsl_jax.models.kernels import token_losses
 from sdsl_jax.training.objectives import (
     TEXT,
@@ -21,9 +27,13 @@ from sdsl_jax.training.objectives import (
     Objective,
     acceptance,
     compared,
+    counted_labels,
     divergence,
     draft_weights,
 )
+
+# A batch none of whose labels count has the loss 0.
+_LEAST_SHARE = 1e-9
 
 
 class StepConfig(NamedTuple):
@@ -63,7 +73,8 @@ class StepMetrics(NamedTuple):
     """What a step reports.
 
     Attributes:
-      loss_nats: Cross-entropy on the text in nats per token.
+      loss_nats: Cross-entropy on the text in nats per token, of a truncated readout over the tokens
+        that the model can give.
       objective: Mean of what the step lowers; the same number where that is cross-entropy.
       acceptance: Mean probability that the teacher accepts a token of the model, α; not a number
         without a teacher.
@@ -104,6 +115,7 @@ def train_step(
     state: TrainState,
     batch: Int[Array, "B T+1"] | DistilBatch,
     learning_rate: Float[Array, ""] | float,
+    tables: Tables | None = None,
     *,
     model: ModelConfig | HeadConfig | Nested | SharedTrunk,
     config: StepConfig,
@@ -115,6 +127,8 @@ def train_step(
       batch: Windows of tokens, position t predicting token t + 1; with the teacher's distributions
         where the objective compares with them. Nothing of the teacher is differentiated.
       learning_rate: Learning rate of this step.
+      tables: What a head on its target's tables takes from the target, in the type of the
+        computation; not differentiated.
       model: Architecture. The objective of a nested model is the mean over its slices and itself.
       config: Recipe and objective. With `skip_nonfinite`, a loss, objective or gradient that is
         not finite changes nothing but the step count.
@@ -143,6 +157,8 @@ def train_step(
         if known.features is None:
             raise ValueError("a head is trained on batches with its target's features")
         features = known.features.astype(config.compute_dtype)
+        if tables is not None:
+            params = TableHeadParams(params, tables)
         return unrolled(model, params, fed, features, config.objective.drafts)
 
     def mean(values: Float[Array, "*K B T"]) -> Float[Array, ""]:
@@ -151,12 +167,19 @@ def train_step(
         weights = draft_weights(config.objective, values.shape[-1])
         return (values.mean(axis=1) * weights).sum()
 
+    def mean_loss(losses: Float[Array, "*K B T"], logits: Array) -> Float[Array, ""]:
+        counted = counted_labels(_transformer(model), logits, labels)
+        if counted is None:
+            return mean(losses)
+        share = mean(counted.astype(losses.dtype))
+        return mean(jnp.where(counted, losses, 0.0)) / jnp.maximum(share, _LEAST_SHARE)
+
     def objective(params):
         # Master weights stay float32; the cast's gradient brings theirs back to it.
         params = jax.tree.map(lambda x: x.astype(config.compute_dtype), params)
         logits = logits_of(params)
         losses, log_normaliser = token_losses(logits, labels)
-        loss = lowered = mean(losses)
+        loss = lowered = mean_loss(losses, logits)
         accepted = jnp.float32(jnp.nan)
         if teacher is not None:
             log_p, log_q = compared(config.objective, logits, log_normaliser, teacher)
@@ -191,27 +214,45 @@ def train_step(
     return TrainState(params, opt_state, state.step + 1), metrics
 
 
+def _transformer(model: ModelConfig | HeadConfig | Nested | SharedTrunk) -> ModelConfig:
+    """The Transformer that computes the logits."""
+    if isinstance(model, ModelConfig):
+        return model
+    return model.body if isinstance(model, HeadConfig) else model.model
+
+
 @functools.partial(jax.jit, static_argnames="model")
 def window_losses(
     params: Params, tokens: Int[Array, "B T+1"], *, model: ModelConfig
 ) -> Float[Array, " B"]:
-    """Mean cross-entropy of each window, in nats per token."""
+    """Mean cross-entropy of each window in nats per token, of a truncated readout over the tokens that
+    the model can give."""
     logits, _ = forward(model, params, tokens[:, :-1])
-    return token_losses(logits, tokens[:, 1:])[0].mean(axis=-1)
+    return _window_means(model, logits, tokens[:, 1:])
+
+
+def _window_means(
+    readout: ModelConfig, logits: Float[Array, "B T V"], labels: Int[Array, "B T"]
+) -> Float[Array, " B"]:
+    losses = token_losses(logits, labels)[0]
+    counted = counted_labels(readout, logits, labels)
+    if counted is None:
+        return losses.mean(axis=-1)
+    return jnp.where(counted, losses, 0.0).sum(axis=-1) / jnp.maximum(counted.sum(axis=-1), 1)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "target"))
 def head_window_losses(
-    params: HeadParams,
+    params: AnyHeadParams,
     target_params: Params,
     tokens: Int[Array, "B T+1"],
     *,
     model: HeadConfig,
     target: ModelConfig,
 ) -> Float[Array, " B"]:
-    """Mean cross-entropy of a head's first draft in each window, in nats per token."""
+    """Mean cross-entropy of a head's first draft in each window, as `window_losses` takes it."""
     fed = tokens[:, :-1]
     features = outputs(target, target_params, fed, taps=model.taps).features
     assert features is not None
     logits = unrolled(model, params, fed, features, 1)[0]
-    return token_losses(logits, tokens[:, 1:])[0].mean(axis=-1)
+    return _window_means(model.body, logits, tokens[:, 1:])

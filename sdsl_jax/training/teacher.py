@@ -13,10 +13,9 @@ beside which others, it has the same bits.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import os
 import secrets
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,27 +26,19 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sdsl_jax.cache_folders import locked, maker_lock, teachers_folder
-from sdsl_jax.checkpoints.loading import is_published, require_same_text
-from sdsl_jax.checkpoints.model_folder import (
-    PARAMS,
-    RECORD,
-    LoadedModel,
-    find_model_folder,
-    load_model_folder,
-    read_architecture,
-    read_record,
-)
+from sdsl_jax.checkpoints.loading import load_model, open_model, require_same_text
+from sdsl_jax.checkpoints.model_folder import LoadedModel
 from sdsl_jax.config import DistilConfig, StudyConfig
 from sdsl_jax.data import Dataset
 from sdsl_jax.data.shards import id_type
 from sdsl_jax.decoding import Sampling, autoregress
 from sdsl_jax.digests import file_sha256, json_sha256
 from sdsl_jax.errors import SdslError, require
-from sdsl_jax.models import ModelConfig, Params, outputs
+from sdsl_jax.models import ModelConfig, Params, count, outputs
 from sdsl_jax.models.feature_head import normalised_features
 from sdsl_jax.package_files import user_path
 from sdsl_jax.progress import Progress
-from sdsl_jax.records import ModelRecord, read_json, whole_file, write_json
+from sdsl_jax.records import read_json, whole_file, write_json
 from sdsl_jax.seeds import derive_seed
 from sdsl_jax.training.objectives import DistilBatch, TeacherProbs, coarsened
 
@@ -160,17 +151,7 @@ def teacher_digest(distil: DistilConfig) -> str:
     """
     if not distil.teacher:
         return ""
-    return read_record(_teacher_folder(distil) / RECORD).params_digest
-
-
-def _teacher_folder(distil: DistilConfig) -> Path:
-    path = user_path(distil.teacher)
-    require(
-        not is_published(path),
-        f"distil.teacher is {distil.teacher!r}, a published model; only models that a study trained can be teachers, because "
-        "a study has tokenizers of its own.",
-    )
-    return find_model_folder(path)
+    return open_model(user_path(distil.teacher)).record.params_digest
 
 
 def teacher_architecture(distil: DistilConfig) -> ModelConfig:
@@ -179,7 +160,7 @@ def teacher_architecture(distil: DistilConfig) -> ModelConfig:
     Raises:
       SdslError: The folder holds no model, or too few blocks for `distil.taps`.
     """
-    model = read_architecture(_teacher_folder(distil))
+    model = open_model(user_path(distil.teacher)).config
     require(
         all(1 <= tap <= model.layers for tap in distil.taps),
         f"distil.taps is {list(distil.taps)}; the teacher {distil.teacher} has blocks from 1 to {model.layers}.",
@@ -187,27 +168,14 @@ def teacher_architecture(distil: DistilConfig) -> ModelConfig:
     return model
 
 
-def teacher_record(distil: DistilConfig, study: Path) -> ModelRecord:
-    """The teacher as a target of a study, its checkpoint relative to the study's folder.
-
-    Raises:
-      SdslError: The folder holds no model.
-    """
-    folder = _teacher_folder(distil)
-    return dataclasses.replace(
-        read_record(folder / RECORD),
-        role="target",
-        checkpoint=os.path.relpath(folder / PARAMS, study),
-    )
-
-
 def load_teacher(config: StudyConfig, dataset: Dataset) -> LoadedModel:
     """Loads the teacher.
 
     Raises:
-      SdslError: It cannot be loaded, has another tokenizer, or a shorter context.
+      SdslError: It cannot be loaded, is no model by itself, has another tokenizer, or a shorter
+        context.
     """
-    teacher = load_model_folder(_teacher_folder(config.distil))
+    teacher = load_model(user_path(config.distil.teacher))
     require(
         teacher.head is None,
         f"distil.teacher is {config.distil.teacher!r}, a head on the hidden states of another model; it cannot be a teacher.",
@@ -277,15 +245,17 @@ def _require_room(
     missing: int,
     progress: Progress,
 ) -> None:
-    """Prints how much will be written, and refuses more than the limit.
+    """Prints how much is to be computed and written, and refuses more than the limit.
 
     Raises:
       SdslError: It is more.
     """
     size, limit = needed * record.itemsize / 1e9, config.distil.cache_gb
+    length = config.data.sequence_length
+    flops = count(teacher_architecture(config.distil), length / 2).flops_per_token
     progress.note(
-        f"teacher: {missing:,} of {needed:,} windows are to be computed; the probabilities of all take {size:.2g} GB of at most "
-        f"{limit:g} GB (distil.cache_gb) in {folder}"
+        f"teacher: {missing:,} of {needed:,} windows are to be computed, {missing * length * flops:.2g} FLOPs; the probabilities "
+        f"of all take {size:.2g} GB of at most {limit:g} GB (distil.cache_gb) in {folder}"
     )
     require(
         size <= limit,
@@ -330,10 +300,11 @@ def _fill(
     """Computes windows and writes them shard by shard."""
     teacher = load_teacher(config, dataset)
     kept = config.distil.kept(dataset.tokenizer.vocab_size)
-    each = 4 * dataset.sequence_length * dataset.tokenizer.vocab_size
+    each = 4 * dataset.sequence_length * teacher.config.ids
     rows = max(1, min(_MOST_ROWS, _LOGIT_BYTES // each))
     per_shard = rows * max(1, _SHARD_BYTES // (record.itemsize * rows))
     progress.start("teacher", len(missing))
+    rate = _Rate(dataset.sequence_length, len(missing), progress)
     for begin in range(0, len(missing), per_shard):
         windows = missing[begin : begin + per_shard]
         records, errors = np.empty(len(windows), record), np.empty(len(windows))
@@ -347,22 +318,52 @@ def _fill(
                 tokens[:, :-1],
                 model=teacher.config,
                 temperature=config.distil.temperature,
+                vocab_size=dataset.tokenizer.vocab_size,
                 kept=kept,
                 taps=config.distil.taps,
             )
-            count = len(windows[at])
+            number = len(windows[at])
             for name, values in told.items():
-                records[name][at] = np.asarray(values)[:count]
-            errors[at] = np.asarray(errors_here)[:count]
+                records[name][at] = np.asarray(values)[:number]
+            errors[at] = np.asarray(errors_here)[:number]
             if config.distil.text == "samples":
-                records["tokens"][at] = tokens[:count]
-            progress.advance(count, f"{begin + first + count:,} of {len(missing):,} windows")
+                records["tokens"][at] = tokens[:number]
+            progress.advance(number, rate.after(begin + first + number))
         require(
             np.isfinite(errors).all(),
             f"the logits of the teacher {config.distil.teacher} are not finite: its weights hold infinities or NaN.",
         )
         _write(folder, windows, records, float(errors.mean()))
     progress.finish()
+
+
+class _Rate:
+    """Tokens per second of the teacher so far, from its second batch on, for the first one compiles.
+
+    Args:
+      length: Tokens of a window.
+      total: Windows that are to be computed.
+      progress: Is told once how long all of them will take.
+    """
+
+    def __init__(self, length: int, total: int, progress: Progress):
+        self._length, self._total, self._progress = length, total, progress
+        self._first, self._began, self._told = 0, 0.0, False
+
+    def after(self, windows: int) -> str:
+        """What to show when so many windows are computed."""
+        shown = f"{windows:,} of {self._total:,} windows"
+        if not self._first:
+            self._first, self._began = windows, time.perf_counter()
+            return shown
+        per_second = (windows - self._first) / (time.perf_counter() - self._began)
+        speed = f"{per_second * self._length:,.0f} tokens/s"
+        if not self._told:
+            self._told, left = True, (self._total - windows) / per_second
+            self._progress.note(
+                f"teacher: about {left:,.0f} s are left, at the {speed} of its second batch"
+            )
+        return f"{shown}, {speed}"
 
 
 def _tokens(
@@ -385,13 +386,14 @@ def _tokens(
     return np.asarray(decoded.tokens)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "temperature", "kept", "taps"))
+@functools.partial(jax.jit, static_argnames=("model", "temperature", "vocab_size", "kept", "taps"))
 def _teach(
     params: Params,
     tokens: Int[Array, "B T"],
     *,
     model: ModelConfig,
     temperature: float,
+    vocab_size: int,
     kept: int,
     taps: tuple[int, ...],
 ) -> tuple[dict[str, Array], Float[Array, " B"]]:
@@ -401,6 +403,8 @@ def _teach(
     with jax.default_matmul_precision("highest"):
         out = outputs(model, params, tokens, taps=taps)
     log_p = jax.nn.log_softmax(out.logits.astype(jnp.float32) / temperature, axis=-1)
+    # The table of a published model may have rows that no token uses.
+    log_p, unused = log_p[..., :vocab_size], log_p[..., vocab_size:]
     ids = jax.lax.top_k(log_p, kept)[1] if kept else None
     exact = coarsened(log_p, ids)
     stored = exact.astype(jnp.float16)
@@ -410,6 +414,8 @@ def _teach(
     if ids is not None:
         told["ids"] = ids
         distance = distance + jnp.exp(exact[..., -1])
+    else:
+        distance = distance + jnp.exp(unused).sum(axis=-1) / 2
     if out.features is not None:
         # As a head reads them; what half precision could not hold is gone with the scale.
         told["features"] = normalised_features(out.features, len(taps)).astype(jnp.float16)

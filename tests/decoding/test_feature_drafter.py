@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.lossless import KindCell, check_kind, head, kind_cells, model
+from benchmarks.lossless import KindCell, check_kind, head, kind_cells, model, table_head
 from sdsl_jax.decoding import Head, Sampling, loop, speculate
-from sdsl_jax.decoding.feature_drafter import FeatureDrafter
+from sdsl_jax.decoding.feature_drafter import FeatureDrafter, with_tables
 from sdsl_jax.errors import SdslError
 from sdsl_jax.models import forward, outputs
-from sdsl_jax.models.feature_head import graft, unrolled
+from sdsl_jax.models.feature_head import graft, start_fusion, unrolled
 
 PLAIN = Sampling()
 # False alarm of 1e-6 in all, over at most 20 tests.
@@ -82,11 +82,19 @@ def test_the_first_draft_is_told_what_the_target_saw_before_it(text):
         (4, 4, np.nan),
         pytest.param(2, 0, np.inf, marks=pytest.mark.slow),
         pytest.param(5, 0, 0.0, marks=pytest.mark.slow),
+        pytest.param(4, "a block on the tables", np.nan, marks=pytest.mark.slow),
+        pytest.param(3, "one matrix on the tables", np.nan, marks=pytest.mark.slow),
     ],
 )
 def test_cached_drafts_after_any_rounds_are_the_unrolled_ones(text, window, parallel, poison):
     """Random acceptances and rejections, driven by hand; features of rejected tokens are poisoned."""
-    target, some = model(2, 2), head(parallel=parallel)
+    target = model(2, 2)
+    if isinstance(parallel, int):
+        some = head(parallel=parallel)
+    elif parallel == "a block on the tables":
+        some = with_tables(table_head(), target)
+    else:
+        some = with_tables(table_head(blocks=0, readout_ids=(0, 2, 3)), target)
     features = features_of(target, some.config.taps, text)
     dense = unrolled(some.config, some.params, text, features, window)
     drafter = FeatureDrafter(some.config, window)
@@ -138,6 +146,52 @@ def test_a_parallel_head_has_no_more_drafts_than_it_gives(text):
         unrolled(some.config, some.params, text, features, 3)
 
 
+def plain_head(target, some, text, features):
+    """What a head on the tables without blocks computes, written out."""
+    own = some.params
+    rms = lambda x: x / jnp.sqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6)  # noqa: E731
+    embedding, scale, rows = (
+        target.params[name].get_value()
+        if name != "final_norm"
+        else target.params[name]["scale"].get_value()
+        for name in ("embedding", "final_norm", "head")
+    )
+    told, drafts = jnp.pad(rms(features)[:, :-1], ((0, 0), (1, 0), (0, 0))), []
+    for _ in range(3):
+        hidden = rms(embedding[text]) @ own.embed + told @ own.read + own.bias[None, None]
+        drafts.append(rms(hidden) * scale[None, None] @ rows)
+        told = jnp.pad(rms(hidden)[:, :-1], ((0, 0), (1, 0), (0, 0)))
+    return jnp.stack(drafts)
+
+
+def test_a_head_on_the_tables_is_one_matrix_between_them(text):
+    """Embedding, last norm and readout are the target's; a truncated readout has those of its ids. Blocks
+    that have not been trained change nothing."""
+    target = model(2, 2)
+    features = features_of(target, (2,), text)
+    for blocks, ids in ((0, ()), (0, (0, 2, 3)), (1, ())):
+        some = table_head(blocks=blocks, readout_ids=ids)
+        if blocks:
+            own = some.params
+            still = start_fusion(some.config, own.embed, own.read, own.bias, jax.random.key(0))
+            some = some._replace(params=still)
+        bound = with_tables(some, target)
+        logits = jax.jit(unrolled, static_argnums=(0, 4))(*bound, text, features, 3)
+        expected = plain_head(target, some, text, features)
+        kept = list(ids) or slice(None)
+        np.testing.assert_allclose(logits[..., kept], expected[..., kept], rtol=1e-4, atol=1e-5)
+        if ids:
+            assert jax.nn.softmax(logits)[..., 1].max() == 0
+            p = jax.nn.softmax(forward(target.config, target.params, text)[0])
+            alpha = jnp.minimum(p[None], jax.nn.softmax(logits)).sum(-1)
+            assert (alpha <= p[..., kept].sum(-1)[None] + 1e-6).all()
+    other = target._replace(config=dataclasses.replace(target.config, layers=1))
+    with pytest.raises(
+        SdslError, match="on the tables of a target of 2 blocks of width 8 and 4 ids"
+    ):
+        with_tables(some, other)
+
+
 @pytest.mark.slow
 def test_rows_do_not_see_each_other(text):
     target, some = model(2, 2), head()
@@ -156,10 +210,15 @@ def test_rows_do_not_see_each_other(text):
             cell,
             marks=pytest.mark.slow
             if (cell.kind, cell.lookahead, cell.verification, cell.temperature)
-            in (("head", 2, "block", 0.7), ("parallel-head", 4, "token", 1.0))
+            in (
+                ("head", 2, "block", 0.7),
+                ("parallel-head", 4, "token", 1.0),
+                ("table-head", 4, "token", 1.0),
+                ("table-head-of-some", 2, "block", 0.7),
+            )
             else pytest.mark.release,
         )
-        for cell in kind_cells(("head", "parallel-head"))
+        for cell in kind_cells(("head", "parallel-head", "table-head", "table-head-of-some"))
     ],
     ids=str,
 )

@@ -26,6 +26,7 @@ from sdsl_jax.models.cuts import (
     pruned_of_size,
 )
 from sdsl_jax.models.kernels import token_losses
+from sdsl_jax.models.weights import store
 
 CONFIG = ModelConfig(vocab_size=11, width=16, layers=3, heads=4, kv_heads=2, head_dim=8, hidden=12)
 TOKENS = np.random.default_rng(0).integers(0, 11, (4, 9))
@@ -204,3 +205,34 @@ def test_a_readout_of_some_ids(tied):
     assert count(config, 8).flops_per_token - count(some, 8).flops_per_token == 2 * 8 * 16
     with pytest.raises(SdslError, match="different ids below 11, in ascending order"):
         dataclasses.replace(config, readout_ids=(4, 1))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_truncated_table(tied):
+    """It is the whole model with one row for all ids outside the readout, in float32 and int8; ids
+    beyond the vocabulary read that row as well. Counts are those of its arrays."""
+    whole = dataclasses.replace(CONFIG, tie_embeddings=tied, readout_ids=(1, 4, 9), logit_size=12)
+    small = dataclasses.replace(whole, truncated=True)
+    own = init_params(small, jax.random.key(4))
+    values = nnx.to_pure_dict(own)
+    row = np.full(11, 3)
+    row[[1, 4, 9]] = range(3)
+    same = nnx.to_pure_dict(init_params(whole, jax.random.key(5)))
+    same |= values | {"embedding": values["embedding"][row]}
+    if not tied:
+        same["head"] = jnp.zeros((16, 11)).at[:, jnp.asarray([1, 4, 9])].set(values["head"])
+    params = init_params(whole, jax.random.key(5))
+    params = jax.tree.unflatten(jax.tree.structure(params), jax.tree.leaves(same))
+    tokens = jnp.asarray(TOKENS).at[0, 3].set(11)
+    for storage in ("as-loaded", "int8"):
+        found, expected = (
+            forward(config, store(p, storage), tokens)[0]
+            for config, p in ((small, own), (whole, params))
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    counts = count(small, 8)
+    assert counts.total == sum(x.size for x in jax.tree.leaves(own))
+    assert counts.nonembedding == count(whole, 8).nonembedding
+    assert counts.flops_per_token == count(whole, 8).flops_per_token
+    with pytest.raises(SdslError, match="truncated tables need readout_ids"):
+        dataclasses.replace(CONFIG, truncated=True)

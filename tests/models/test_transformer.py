@@ -114,8 +114,8 @@ def test_positions_matter_only_by_their_differences(small_model):
 def test_impossible_shapes_are_refused():
     with pytest.raises(SdslError, match="3 query heads cannot share 2"):
         ModelConfig(vocab_size=4, width=8, layers=1, heads=3, kv_heads=2, head_dim=4, hidden=8)
-    with pytest.raises(SdslError, match="layers is 0"):
-        ModelConfig(vocab_size=4, width=8, layers=0, heads=1, kv_heads=1, head_dim=4, hidden=8)
+    with pytest.raises(SdslError, match="layers is -1"):
+        ModelConfig(vocab_size=4, width=8, layers=-1, heads=1, kv_heads=1, head_dim=4, hidden=8)
 
 
 def test_what_only_published_models_set_leaves_the_description_of_ours_alone(small_model):

@@ -6,19 +6,22 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import tiny
 from scipy.optimize import linprog
 
 from sdsl_jax.checkpoints.model_folder import load_model_folder
+from sdsl_jax.config import TrainingConfig
 from sdsl_jax.data import load_dataset
 from sdsl_jax.decoding import Head
 from sdsl_jax.errors import SdslError
 from sdsl_jax.evidence import Evidence
 from sdsl_jax.fitting.fits import fit_acceptance, fit_loss
 from sdsl_jax.measurement.heads import head_overlap
-from sdsl_jax.models import forward
+from sdsl_jax.models import forward, init_params
 from sdsl_jax.models.feature_head import graft
+from sdsl_jax.models.kernels import never
 from sdsl_jax.progress import Silent
 from sdsl_jax.records import read_table, write_table
 from sdsl_jax.study import run_study
@@ -32,6 +35,7 @@ from sdsl_jax.training.objectives import (
     divergence,
     draft_weights,
 )
+from sdsl_jax.training.step import init_state, step_config, train_step, window_losses
 from sdsl_jax.training.teacher import cache_folder, open_teacher
 
 KINDS = ("kl", "reverse-kl", "js", "tv", "log-acceptance", "hybrid")
@@ -166,6 +170,106 @@ def test_coarsening_moves_every_number_one_way_and_by_no_more_than_the_rest(x64)
     for kind in ("kl", "reverse-kl", "js", "tv"):
         assert (divergence(kind, few_p, few_q) <= divergence(kind, log_p, log_q) + 1e-12).all()
     assert coarsened(log_p, None) is log_p
+
+
+# Drafts of a truncated readout.
+
+READOUT = (1, 3, 4, 7, 10)
+
+
+def truncated(z):
+    """Logits as a model with these readout ids gives them."""
+    inside = np.isin(np.arange(z.shape[-1]), READOUT)
+    return jnp.where(inside, z, never(z.dtype))
+
+
+@pytest.mark.parametrize("top", [0, 4])
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_a_truncated_readout_is_compared_over_the_whole_vocabulary(top, temperature):
+    """By brute force in float64: q is 0 outside the ids, α at most p(K), and what of KL is infinite is left out."""
+    z_p, z_q = (np.asarray(logits(s, 30, 12)) for s in (14, 15))
+    log_p = jax.nn.log_softmax(z_p)
+    ids = jax.lax.top_k(log_p, top)[1] if top else None
+    inputs = truncated(jnp.asarray(z_q, jnp.float32))
+    objective = Objective("tv", temperature=temperature)
+    teacher = TeacherProbs(coarsened(log_p, ids), ids)
+    seen = compared(objective, inputs, jax.nn.logsumexp(inputs, -1), teacher)
+    # The same in numpy, token by token.
+    p, q = np.exp(np.asarray(log_p, float)), np.zeros((30, 12))
+    weights = np.exp(np.asarray(z_q, float)[:, list(READOUT)] / temperature)
+    q[:, list(READOUT)] = weights / weights.sum(-1, keepdims=True)
+    given = np.tile(np.isin(np.arange(12), READOUT), (30, 1))
+    if top:
+        kept = np.asarray(ids)
+        p, q, given = (np.take_along_axis(x, kept, -1) for x in (p, q, given))
+        p, q = (np.append(x, 1 - x.sum(-1, keepdims=True), axis=-1) for x in (p, q))
+        given = np.append(given, np.ones((30, 1), bool), axis=-1)
+    alpha, reached = np.minimum(p, q).sum(-1), (p * given).sum(-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        kl = np.where(given & (p > 0), p * np.log(p / q), 0).sum(-1) - reached * np.log(reached)
+        reverse = np.where(q > 0, q * np.log(q / p), 0).sum(-1)
+        m = (p + q) / 2
+        js = [np.where(x > 0, x * np.log(x / m), 0).sum(-1) for x in (p, q)]
+    weight = np.exp(-3 * alpha.mean())
+    expected = {
+        "kl": kl,
+        "reverse-kl": reverse,
+        "js": sum(js) / 2,
+        "tv": 1 - alpha,
+        "log-acceptance": -np.log(alpha),
+        "hybrid": weight * kl + (1 - weight) * (1 - alpha),
+    }
+    np.testing.assert_allclose(acceptance(*seen), alpha, atol=1e-6)
+    assert (alpha <= reached + 1e-12).all()
+    assert (np.asarray(acceptance(*seen)) <= reached + 1e-6).all()
+    for kind, values in expected.items():
+        np.testing.assert_allclose(divergence(kind, *seen), values, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_a_truncated_readout(x64, kind):
+    """Central differences; ids without a logit have none, and KL's is p(K)·q − p."""
+    z_p, z_q, step = logits(16, 12), logits(17, 12), 1e-6
+    log_p, inside = jax.nn.log_softmax(z_p), np.isin(np.arange(12), READOUT)
+    p, q = np.exp(log_p), np.asarray(jax.nn.softmax(truncated(z_q)))
+
+    def value(z):
+        log_q = jnp.where(inside, jax.nn.log_softmax(truncated(z)), -jnp.inf)
+        return divergence(kind, log_p, log_q, 3.0, jnp.float64(0.4))
+
+    gradient = np.asarray(jax.grad(value)(z_q))
+    up, down = (jax.vmap(value)(z_q[None] + sign * step * np.eye(12)) for sign in (1, -1))
+    np.testing.assert_allclose(gradient, (up - down) / (2 * step), atol=1e-8)
+    np.testing.assert_array_equal(gradient[~inside], 0.0)
+    if kind == "kl":
+        np.testing.assert_allclose(gradient, inside * (p[inside].sum() * q - p), atol=1e-12)
+        # Nothing is left to gain at the target's distribution among the ids.
+        assert float(value(z_p)) == pytest.approx(0.0, abs=1e-15)
+    if kind == "tv":
+        assert float(value(z_p)) == pytest.approx(1 - p[inside].sum(), abs=1e-15)
+
+
+@pytest.mark.slow
+def test_cross_entropy_of_a_truncated_readout_counts_what_it_can_give(small_model):
+    """The mean over those labels, and the gradient of that mean; a step leaves no other trace."""
+    config = dataclasses.replace(small_model, readout_ids=READOUT)
+    params, tokens = (
+        init_params(config, jax.random.key(1)),
+        jax.random.randint(jax.random.key(2), (4, 9), 0, 11),
+    )
+
+    def by_hand(params):
+        z = forward(small_model, params, tokens[:, :-1])[0][..., np.asarray(READOUT)]
+        label = (tokens[:, 1:, None] == np.asarray(READOUT)[None, None]).astype(jnp.float32)
+        losses = -(label * jax.nn.log_softmax(z)).sum(-1)
+        return losses.sum() / label.sum(), losses.sum(-1) / label.sum((-1, -2))
+
+    (loss, each), gradient = jax.value_and_grad(by_hand, has_aux=True)(params)
+    recipe = step_config(TrainingConfig(z_loss=0.0, weight_decay=0.0, clip_norm=1e9))
+    np.testing.assert_allclose(window_losses(params, tokens, model=config), each, rtol=1e-5)
+    _, metrics = train_step(init_state(recipe, params), tokens, 1e-3, model=config, config=recipe)
+    assert float(metrics.loss_nats) == pytest.approx(float(loss), rel=1e-5)
+    assert float(metrics.gradient_norm) == pytest.approx(float(optax.tree.norm(gradient)), rel=1e-4)
 
 
 def test_both_are_compared_at_the_temperature():

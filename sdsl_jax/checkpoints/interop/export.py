@@ -154,7 +154,10 @@ def _kind(c: ModelConfig) -> str:
         activation="silu",
     )
     llama |= dict(positions="rotary", rotary_dim=0, embedding_width=0, early_exit=False)
-    llama |= dict(readout_ids=())
+    require(
+        not c.readout_ids,
+        f"the model computes logits of {len(c.readout_ids)} of its {c.vocab_size} ids; a Llama folder can only hold all of them.",
+    )
     for name, value in llama.items():
         require(
             getattr(c, name) == value,
