@@ -7,13 +7,11 @@ import math
 import numpy as np
 import pytest
 from conftest import tiny
-from published_checkpoints import copy_checkpoint
+from published_checkpoints import copy_checkpoint, export_model
 
-from sdsl_jax.checkpoints.interop import export_llama
 from sdsl_jax.checkpoints.loading import load_model, open_model
 from sdsl_jax.checkpoints.model_folder import load_model_folder
 from sdsl_jax.data import load_dataset
-from sdsl_jax.data.tokenizer import hugging_face_json
 from sdsl_jax.errors import SdslError
 from sdsl_jax.fitting.fits import fit_loss
 from sdsl_jax.progress import Silent
@@ -22,6 +20,8 @@ from sdsl_jax.study import run_study
 from sdsl_jax.training.evaluation import given_record
 from sdsl_jax.training.ladder import check_given, check_ladder
 from sdsl_jax.training.teacher import cache_folder, open_teacher
+
+pytest.importorskip("safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +34,7 @@ def own(measured_study):
 @pytest.fixture(scope="module")
 def published(own, tmp_path_factory):
     """The same as a Hugging Face folder."""
-    content, end = hugging_face_json(own.tokenizer)
-    return export_llama(
-        own.model,
-        tmp_path_factory.mktemp("published") / own.record.model_id,
-        tokenizer=content,
-        end_token=end,
-        end_ids=own.tokenizer.end_ids,
-        max_positions=32,
-    )
+    return export_model(own, tmp_path_factory.mktemp("published") / own.record.model_id)
 
 
 def study(target, cache, tokenizer="bytes", **sections):
