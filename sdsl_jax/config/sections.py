@@ -170,8 +170,9 @@ class LadderConfig:
       weights: Folder with the trained ladder, or a larger one of the same recipe, such as
         checkpoints/ladder; or several folders that hold it together. If given, nothing is trained.
       given_targets: Folders of ladders trained earlier, by any recipe, on text of the same
-        tokenizer. Their targets join the study's own, so that drafts can be trained for a target
-        that exists already.
+        tokenizer, and published models, as folders or GGUF files. Their targets join the study's
+        own, so that drafts can be trained for a target that exists already. The losses of a published
+        one are measured on the study's text; laws of size and data leave it out.
       given_drafts: The same for drafts, of any kind. With them there need be no drafts of its own.
     """
 
@@ -318,8 +319,9 @@ class DistilConfig:
     weights and are trained on the text alone.
 
     Attributes:
-      teacher: Folder of the target that drafts are trained to please; it must share the study's
-        tokenizer.
+      teacher: The target that drafts are trained to please: a model's folder, or the Hugging Face
+        folder or GGUF file of a published one. It must share the study's tokenizer, which for a
+        published one is set by `data.tokenizer`.
       init_from: Folder of a ladder. Every draft starts from the draft of its shape and seed there,
         of the largest token budget.
       objective: What drafts lower at every position: "ce" (cross-entropy on the text), "kl",

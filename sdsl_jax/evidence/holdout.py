@@ -318,7 +318,7 @@ def _why(errors: AlphaErrors, largest: list[JudgedLoss], depths: list[DepthFit])
 def _is_of(model: ModelRecord, rung: Rung) -> bool:
     """Whether a model is one of a rung."""
     same_size = (model.role, model.params_nonembedding) == (rung.role, rung.params)
-    return same_size and abs(model.train_tokens / rung.tokens - 1) < _SAME_TOKENS
+    return same_size and abs(model.train_tokens - rung.tokens) <= _SAME_TOKENS * rung.tokens
 
 
 def _find(records: StudyRecords, rung: Rung) -> ModelRecord | None:

@@ -25,7 +25,7 @@ from sdsl_jax.device import device_name
 from sdsl_jax.models import ModelConfig, Params
 from sdsl_jax.progress import Progress
 from sdsl_jax.records import ModelRecord
-from sdsl_jax.statistics import Interval, mean_interval
+from sdsl_jax.statistics import Interval, ratio_interval
 from sdsl_jax.training.loop import RungTrainer
 from sdsl_jax.training.metrics import Tally
 from sdsl_jax.training.rungs import Plan, Slice
@@ -76,11 +76,15 @@ def held_out_losses(
 def _loss_columns(
     losses_of: Callable[[np.ndarray], Any], model: ModelConfig, dataset: Dataset, windows: int
 ) -> dict[str, Any]:
-    validation, losses = (
-        evaluate(losses_of, dataset.text(s).windows(windows), model.ids)
-        for s in ("validation", "test")
-    )
-    test: Interval = mean_interval(losses, 0.9)
+    def loss(split: str) -> Interval:
+        tokens = dataset.text(split).windows(windows)
+        each = evaluate(losses_of, tokens, model.ids)
+        counted = np.ones(len(tokens))
+        if model.readout_ids:
+            counted = np.isin(tokens[:, 1:], model.readout_ids).sum(axis=1).astype(float)
+        return ratio_interval(each * counted, counted, 0.9)
+
+    validation, test = map(loss, ("validation", "test"))
 
     def bits(nats: float, split: str) -> float:
         # What a truncated readout rules out would take infinitely many.
@@ -93,8 +97,8 @@ def _loss_columns(
         "loss_nats_low": test.low,
         "loss_nats_high": test.high,
         "bits_per_byte": bits(test.estimate, "test"),
-        "validation_loss_nats": float(validation.mean()),
-        "validation_bits_per_byte": bits(float(validation.mean()), "validation"),
+        "validation_loss_nats": validation.estimate,
+        "validation_bits_per_byte": bits(validation.estimate, "validation"),
         "evaluation_windows": windows,
     }
 

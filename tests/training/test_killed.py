@@ -10,7 +10,9 @@ import time
 
 import pytest
 from conftest import tiny
+from published_checkpoints import export_model
 
+from sdsl_jax.checkpoints.loading import load_model
 from sdsl_jax.config import to_toml
 from sdsl_jax.records import ModelRecord, read_table
 
@@ -236,17 +238,25 @@ def test_parts_of_a_job_array(study, whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_while_a_teacher_is_cached_and_while_a_draft_learns_from_it(study, whole, tmp_path):
+@pytest.mark.parametrize("published", [False, True])
+def test_killed_while_a_teacher_is_cached_and_while_a_draft_learns_from_it(
+    study, whole, tmp_path, published
+):
     target = next(r for r in read_table(whole / "records", "models") if r.role == "target")
+    teacher, tokenizer = whole / target.checkpoint, "bytes"
+    if published:
+        pytest.importorskip("safetensors")
+        teacher = tokenizer = export_model(load_model(teacher), tmp_path / "published")
 
     def distil(out):
         told = {
-            "teacher": whole / target.checkpoint,
-            "init_from": whole,
-            "objective": "kl",
-            "cache": out.with_name(f"{out.name}-cache"),
+            "distil.teacher": teacher,
+            "distil.init_from": whole,
+            "distil.objective": "kl",
+            "distil.cache": out.with_name(f"{out.name}-cache"),
+            "data.tokenizer": tokenizer,
         }
-        options = (f"--distil.{name}={value}" for name, value in told.items())
+        options = (f"--{name}={value}" for name, value in told.items())
         return start(study, out, "--rungs", "draft-*", *options)
 
     finish(distil(tmp_path / "whole"))

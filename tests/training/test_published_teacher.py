@@ -7,13 +7,12 @@ import math
 import numpy as np
 import pytest
 from conftest import tiny
-from published_checkpoints import copy_checkpoint
+from published_checkpoints import copy_checkpoint, export_model
 
-from sdsl_jax.checkpoints.interop import export_llama
 from sdsl_jax.checkpoints.loading import load_model, open_model
 from sdsl_jax.checkpoints.model_folder import load_model_folder
+from sdsl_jax.config.measurement import ClockConfig
 from sdsl_jax.data import load_dataset
-from sdsl_jax.data.tokenizer import hugging_face_json
 from sdsl_jax.errors import SdslError
 from sdsl_jax.fitting.fits import fit_loss
 from sdsl_jax.progress import Silent
@@ -22,6 +21,8 @@ from sdsl_jax.study import run_study
 from sdsl_jax.training.evaluation import given_record
 from sdsl_jax.training.ladder import check_given, check_ladder
 from sdsl_jax.training.teacher import cache_folder, open_teacher
+
+pytest.importorskip("safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +35,7 @@ def own(measured_study):
 @pytest.fixture(scope="module")
 def published(own, tmp_path_factory):
     """The same as a Hugging Face folder."""
-    content, end = hugging_face_json(own.tokenizer)
-    return export_llama(
-        own.model,
-        tmp_path_factory.mktemp("published") / own.record.model_id,
-        tokenizer=content,
-        end_token=end,
-        end_ids=own.tokenizer.end_ids,
-        max_positions=32,
-    )
+    return export_model(own, tmp_path_factory.mktemp("published") / own.record.model_id)
 
 
 def study(target, cache, tokenizer="bytes", **sections):
@@ -149,21 +142,19 @@ def test_a_study_of_a_published_target_is_that_of_its_weights(own, published, tm
             for key, value in mine.items():
                 if isinstance(value, float):
                     assert other[key] == pytest.approx(value, rel=1e-5, nan_ok=True), key
-    config = study(
-        published,
-        tmp_path / "cache",
-        published,
-        clock={"lookaheads": [1], "repetitions": 2, "prompts": 2},
-    )
     whole = run_study(config, tmp_path / "published")
-    assert {r.target_id for r in whole.runs} == {published.name}
     assert all(math.isfinite(e.speedup or 1.0) for e in whole.codesign)
     assert (tmp_path / "published" / "report.html").exists()
     # No law of size and data is asked about the target, and its rounds cost its own FLOPs.
     assert whole.fits.loss_law.n == 6
     assert fit_loss(tmp_path / "published" / "records", starts=4, bootstrap=20).record.n == 6
-    assert published.name not in (whole.fits.loss_law.residuals or {})
-    # Nothing is stale, and the losses of the target are not measured again.
+    assert own.record.model_id not in (whole.fits.loss_law.residuals or {})
+    # Nothing is stale, so the losses of the target are not measured again.
     notes = Notes()
     run_study(config, tmp_path / "published", progress=notes)
     assert all("up to date" in note for note in notes.notes)
+    timed = dataclasses.replace(
+        config, clock=ClockConfig(lookaheads=(1,), repetitions=2, prompts=2)
+    )
+    runs = run_study(timed, tmp_path / "published", only="clock").runs
+    assert {r.target_id for r in runs} == {own.record.model_id}
