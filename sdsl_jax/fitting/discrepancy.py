@@ -293,12 +293,16 @@ class BentLaw:
     errors: dict[str, Waves]
 
     def __call__(self, *point: Any) -> Array:
-        """Loss, or acceptance inside (0, 1)."""
-        predict, link = (_log_loss, jnp.exp) if _of_loss(self.law) else (_alpha, _inside)
+        """Loss, or acceptance; an error raises no acceptance to 1."""
+        of_loss = _of_loss(self.law)
+        predict = _log_loss if of_loss else _alpha
         _, absorbed = jax.jvp(lambda law: predict(law, *point), (self.estimate,), (self.absorbed,))
         variables = _variables(*point)
-        error = sum(waves(variables[name]) for name, waves in self.errors.items())
-        return link(predict(self.law, *point) + error - absorbed)
+        error = sum(waves(variables[name]) for name, waves in self.errors.items()) - absorbed
+        value = self.law(*point)
+        if of_loss:
+            return value * jnp.exp(error)
+        return jnp.where(value < 1, jnp.minimum(value + error, 1 - 1e-6), value + error)
 
 
 def bent_laws(found: Discrepancy, law: Any, draws: Any, seed: int) -> BentLaw:
@@ -376,10 +380,6 @@ def _log_loss(law: Any, params: Any, tokens: Any) -> Array:
 
 def _alpha(law: Any, draft: ModelPoint, target: ModelPoint) -> Array:
     return law(draft, target)
-
-
-def _inside(alpha: Array) -> Array:
-    return jnp.clip(alpha, 1e-6, 1 - 1e-6)
 
 
 def _variables(first: Any, second: Any) -> dict[str, Any]:

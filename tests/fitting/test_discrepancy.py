@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks.coverage import TRUTHS, judge, simulate
 from sdsl_jax.fitting.discrepancy import (
     Discrepancy,
     ErrorInVariable,
@@ -121,16 +122,16 @@ def test_a_bend_widens_with_distance_and_noise_does_not():
     assert deviations["bend"][-1] > 2 * deviations["noise"][-1]
 
 
-def test_a_bent_acceptance_stays_a_probability():
-    """An error of ±3 on a plane: α is clipped; with no error the law is the plane."""
+def test_a_bent_acceptance_stays_below_1():
+    """An error of ±3 on a plane; with no error the law is the plane."""
     error = ErrorInVariable([3.0] * 50, [1e3, 1e4], [[0.0] * 3] * 2)
     found = Discrepancy("α", {"draft_params": error}, [1.0] * 50, [0.0] * 50, [0.0] * 50, 50.0)
     draft, target = ModelPoint(np.asarray(5e4), 2.0), ModelPoint(np.asarray(1e6), 1.6)
     alpha = np.asarray(
         jax.vmap(lambda law: law(draft, target))(bent_laws(found, PLANE, many(PLANE, 50), 0))
     )
-    assert ((alpha > 0) & (alpha < 1)).all()
-    assert alpha[1:].std() > 0.1
+    assert (alpha < 1).all()
+    assert alpha[1:].std() > 0.5
     assert alpha[0] == pytest.approx(float(PLANE(draft, target)), rel=1e-6)
 
 
@@ -148,3 +149,22 @@ def test_a_discrepancy_is_read_as_it_was_written():
     read = from_json(Discrepancy, json.loads(json.dumps(to_json(found))), "fits.json")
     assert read == found
     assert {len(found.noise), len(found.length), len(found.variables["params"].smooth)} == {DRAWS}
+
+
+@pytest.mark.release
+@pytest.mark.parametrize("truth", ["the plane", "bend in the gap"])
+def test_intervals_cover_where_the_law_is_right_and_where_it_bends(truth):
+    """Held-out pairs of 20 simulated tables.
+
+    In 100 tables the share inside was 0.927 (standard deviation over tables 0.06) where the plane
+    is right and 0.965 (0.03) where it bends, and the median width 1.12 times that of someone who
+    knows that it is right. Bounds that lie 3 standard errors of 20 tables away raise a false alarm
+    in fewer than 1% of seeds; the seeds are fixed.
+    """
+    found = [judge(simulate(TRUTHS[truth], seed), seed) for seed in range(20)]
+    inside, alone, width, width_alone = np.asarray(found).mean(axis=0)
+    if truth == "the plane":
+        assert 0.88 <= inside <= 0.97
+        assert width < 1.5 * width_alone
+    else:
+        assert alone < 0.8 < 0.9 < inside
