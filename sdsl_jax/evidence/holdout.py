@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from sdsl_jax.evidence.common import MeasuredSpeedups, measured_speedups
 from sdsl_jax.evidence.law_comparison import largest_left_out, once_seen
 from sdsl_jax.evidence.predictions import (
+    FormError,
+    IntervalShares,
     PredictedLoss,
     PredictedOptimum,
     PredictedPair,
@@ -232,6 +234,8 @@ class Holdout:
       published: when the predictions were written
       already_measured: held-out models whose records were there by then
       basis: how the numbers were computed
+      form_errors: errors of the forms of the loss law and of the best acceptance law
+      interval_shares: what the intervals of their predictions are made of
     """
 
     losses: list[JudgedLoss]
@@ -249,6 +253,8 @@ class Holdout:
     published: str | None
     already_measured: list[str]
     basis: str
+    form_errors: list[FormError] = field(default_factory=list)
+    interval_shares: list[IntervalShares] = field(default_factory=list)
 
 
 def holdout(records: StudyRecords) -> Holdout | None:
@@ -289,6 +295,8 @@ def holdout(records: StudyRecords) -> Holdout | None:
         already_measured=published.already_measured,
         basis="extrapolation: size over the largest size that the laws were fitted to; S: exact expected tokens per round "
         "over the FLOPs of a round; the optimum is taken to the nearest trained draft, and so is the 200× rule",
+        form_errors=published.form_errors,
+        interval_shares=published.interval_shares,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,17 +12,16 @@ import numpy as np
 
 from sdsl_jax.config import StudyConfig
 from sdsl_jax.evidence.common import Design, Setting, flop_problem
-from sdsl_jax.fitting import FittedLaws
-from sdsl_jax.fitting.law_files import Fits, LawRecord
+from sdsl_jax.fitting.discrepancy import BentLaw, bent_laws, scatter
+from sdsl_jax.fitting.law_files import Fits
 from sdsl_jax.models import count, member
 from sdsl_jax.records import ModelRecord
 from sdsl_jax.statistics import quantile_interval
 from sdsl_jax.theory import (
     ACCEPTANCE_LAWS,
     AcceptanceLaw,
-    LossLaw,
     ModelPoint,
-    point_and_draws,
+    ShapeRule,
 )
 
 
@@ -96,6 +96,44 @@ class PredictedOptimum(Design):
 
 
 @dataclass(frozen=True)
+class FormError:
+    """How far a law errs smoothly in one variable, beside what its coefficients can take up.
+
+    Attributes:
+      law: the law
+      variable: the variable, such as draft_params
+      deviation: standard deviation of the error: median of its draws, in ln loss or α
+      low: lower end of its interval
+      high: upper end of its interval
+    """
+
+    law: str
+    variable: str
+    deviation: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class IntervalShares:
+    """What the intervals of the predictions under a law are made of: shares of their variance, a
+    mean over predictions.
+
+    Attributes:
+      law: the law
+      coefficients: uncertainty of the coefficients, and of predicted losses that go into an
+        acceptance
+      form: errors of the form of the law
+      scatter: scatter of single models and pairs
+    """
+
+    law: str
+    coefficients: float
+    form: float
+    scatter: float
+
+
+@dataclass(frozen=True)
 class Coefficients:
     """A law as it was published.
 
@@ -127,6 +165,8 @@ class Predictions:
       made_from: digest of the settings and fits behind it
       published: when it was written
       already_measured: held-out models whose records were there by then
+      form_errors: errors of the forms of the loss law and of the best acceptance law
+      interval_shares: what their intervals are made of
     """
 
     losses: list[PredictedLoss]
@@ -143,6 +183,8 @@ class Predictions:
     made_from: str = ""
     published: str | None = None
     already_measured: list[str] = field(default_factory=list)
+    form_errors: list[FormError] = field(default_factory=list)
+    interval_shares: list[IntervalShares] = field(default_factory=list)
 
     def law(self, name: str) -> AcceptanceLaw:
         """An acceptance law that predicted."""
@@ -162,8 +204,9 @@ def held_out(config: StudyConfig) -> list[Rung]:
 def forecast(config: StudyConfig, seen: list[ModelRecord], fits: Fits) -> Predictions:
     """Predicts everything that the study keeps back, without looking at any record of it.
 
-    The intervals of a single loss or α combine the uncertainty of the laws, from joint bootstrap
-    draws, with the distance from the laws of sizes that they had not seen, each left out in turn.
+    The intervals of a loss or α combine three uncertainties: of the coefficients, from joint
+    bootstrap draws; of the form of the law, as `fitting.discrepancy` estimates it; and the scatter
+    of single models and pairs about any law.
 
     Args:
       config: The whole study, whose `holdout` says what is kept back.
@@ -178,64 +221,69 @@ def forecast(config: StudyConfig, seen: list[ModelRecord], fits: Fits) -> Predic
         Rung(m.role, m.params_nonembedding, m.train_tokens): m
         for m in sorted(seen, key=lambda m: m.seed, reverse=True)
     }
+    loss_law = bent_laws(fits.loss_law.form_error(), laws.loss, laws.loss_draws, config.seed)
+    sizes, tokens = (
+        np.asarray([getattr(r, n) for r in rungs], float) for n in ("params", "tokens")
+    )
+    runs = [(r.role, r.params) for r in rungs]
+    losses = _Drawn(
+        *_losses_of(loss_law, sizes, tokens),
+        scatter(fits.loss_law.form_error(), [runs], len(rungs), random),
+        relative=True,
+    )
     # A model scatters about the law by one amount, whether its loss is asked for or an α that
     # follows from it.
-    drawn = {
-        rung: np.asarray(laws.loss_draws(float(rung.params), float(rung.tokens)), float)
-        * np.exp(
-            _scatter(fits.loss_law)
-            * random.standard_normal(len(jax.tree.leaves(laws.loss_draws)[0]))
-        )
-        for rung in rungs
-    }
+    drawn = dict(zip(rungs, losses.values.T))
     drafts, targets = (
         [r for r in [*known, *rungs] if r.role == role] for role in ("draft", "target")
     )
+    pairs = [
+        (draft, target)
+        for draft in drafts
+        for target in targets
+        if draft not in known or target not in known
+    ]
 
-    def point(rung: Rung) -> ModelPoint:
-        """A model as an acceptance law sees it: with its measured loss, or else the predicted one."""
-        size, tokens = float(rung.params), float(rung.tokens)
-        loss = known[rung].loss_nats if rung in known else float(laws.loss(size, tokens))
-        return ModelPoint(size, loss, tokens)
-
-    def pair(fit: LawRecord, draft: Rung, target: Rung) -> PredictedPair:
-        points = point(draft), point(target)
-        of_draws = [p._replace(loss=drawn.get(r, p.loss)) for r, p in zip((draft, target), points)]
-        alpha = np.asarray(laws.acceptance_draws[fit.law](*of_draws), float)
-        noisy = alpha + _scatter(fit) * random.standard_normal(len(alpha))
-        return PredictedPair(
-            fit.law,
-            draft.params,
-            draft.tokens,
-            target.params,
-            target.tokens,
-            float(laws.acceptance[fit.law](*points)),
-            *quantile_interval(noisy, confidence),
+    def points(role: int) -> ModelPoint:
+        """The models of a role as an acceptance law sees them, losses [1 + draws, pairs]: measured, or else predicted."""
+        models = [pair[role] for pair in pairs]
+        size, tokens = (
+            np.asarray([getattr(r, n) for r in models], float) for n in ("params", "tokens")
         )
+        everywhere = np.ones(len(losses.values))
+        loss = [known[r].loss_nats * everywhere if r in known else drawn[r] for r in models]
+        return ModelPoint(size, np.stack(loss, axis=1), tokens)
 
+    draft_points, target_points = points(0), points(1)
+    bent, alphas = {}, {}
+    for number, fit in enumerate(fits.acceptance_laws):
+        name, found = fit.law, fit.form_error()
+        bent[name] = bent_laws(
+            found, laws.acceptance[name], laws.acceptance_draws[name], config.seed + number
+        )
+        members = [[pair[role] for pair in pairs] for role in (0, 1)]
+        alphas[name] = _Drawn(
+            *_alphas_of(bent[name], draft_points, target_points),
+            scatter(found, members, len(pairs), random),
+        )
+    best = next(iter(laws.acceptance))
     target = max(targets, key=lambda r: (r.params, r.tokens))
     budget = max(r.tokens for r in drafts)
     return Predictions(
         losses=[
-            PredictedLoss(
-                rung.role,
-                rung.params,
-                rung.tokens,
-                float(laws.loss(float(rung.params), float(rung.tokens))),
-                *quantile_interval(losses, confidence),
-            )
-            for rung, losses in drawn.items()
+            PredictedLoss(rung.role, rung.params, rung.tokens, point, *ends)
+            for rung, (point, *ends) in zip(rungs, losses.intervals(confidence))
         ],
         pairs=[
-            pair(fit, draft, of)
-            for fit in fits.acceptance_laws
-            for draft in drafts
-            for of in targets
-            if draft not in known or of not in known
+            PredictedPair(name, draft.params, draft.tokens, of.params, of.tokens, point, *ends)
+            for name, of_law in alphas.items()
+            for (draft, of), (point, *ends) in zip(pairs, of_law.intervals(confidence))
         ],
-        best_law=next(iter(laws.acceptance)),
+        best_law=best,
         optimum=_optimum(
-            laws,
+            loss_law,
+            bent[best],
+            laws.rule,
             target,
             budget,
             (min(r.params for r in drafts) / 3, float(target.params)),
@@ -252,39 +300,99 @@ def forecast(config: StudyConfig, seen: list[ModelRecord], fits: Fits) -> Predic
         acceptance_laws={f.law: f.coefficients for f in fits.acceptance_laws},
         seen_models=[m.model_id for m in seen],
         confidence=confidence,
+        form_errors=[
+            FormError(
+                fit.law,
+                name,
+                float(np.median(error.smooth)),
+                *quantile_interval(np.asarray(error.smooth), confidence),
+            )
+            for fit in (fits.loss_law, fits.acceptance_laws[0])
+            for name, error in fit.form_error().variables.items()
+        ],
+        interval_shares=[losses.shares(fits.loss_law.law), alphas[best].shares(best)],
     )
 
 
-def _scatter(fit: LawRecord) -> float:
-    """How far a model of a size that the law has not seen lies from it: by sizes left out, or else by the residual."""
-    return fit.left_out_rmse if math.isfinite(fit.left_out_rmse) else fit.rmse or 0.0
+class _Drawn:
+    """Draws of predictions: by the laws alone, with errors of their form, and with scatter.
+
+    Attributes:
+      values: Everything together, [1 + draws, n]; the first is the prediction itself.
+    """
+
+    def __init__(
+        self, of_law: np.ndarray, bent: np.ndarray, scatter: np.ndarray, relative: bool = False
+    ) -> None:
+        unbounded = bent * np.exp(scatter) if relative else np.clip(bent + scatter, 0, 1)
+        unbounded[0] = of_law[0]
+        self.values = unbounded
+        self._steps = (of_law, bent - of_law, unbounded - bent)
+
+    def intervals(self, confidence: float) -> list[tuple[float, float, float]]:
+        """Prediction and both ends of its interval, for each of the n."""
+        return [(float(row[0]), *quantile_interval(row[1:], confidence)) for row in self.values.T]
+
+    def shares(self, law: str) -> IntervalShares:
+        """What the variance is made of."""
+        parts = np.asarray([step[1:].var(axis=0) for step in self._steps])
+        return IntervalShares(law, *(float(x) for x in (parts / parts.sum(axis=0)).mean(axis=1)))
+
+
+def _losses_of(
+    law: BentLaw, params: np.ndarray, tokens: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Losses [1 + draws, n] by the law alone, and by the law with errors of its form."""
+    return _in_double_precision(law, (params, tokens), (None, None))
+
+
+def _alphas_of(
+    law: BentLaw, draft: ModelPoint, target: ModelPoint
+) -> tuple[np.ndarray, np.ndarray]:
+    """α [1 + draws, n], likewise; losses are [1 + draws, n]."""
+    axes: Any = ModelPoint(None, 0, None)  # type: ignore[arg-type]
+    return _in_double_precision(law, (draft, target), (axes, axes))
+
+
+def _in_double_precision(law: BentLaw, points: Any, axes: Any) -> tuple[np.ndarray, np.ndarray]:
+    with jax.enable_x64(True):
+        alone, bent = _both(law, points, axes)
+        return np.array(alone), np.array(bent)
+
+
+@functools.partial(jax.jit, static_argnames="axes")
+def _both(law: BentLaw, points: Any, axes: Any) -> tuple[jax.Array, jax.Array]:
+    return jax.vmap(lambda law, points: (law.law(*points), law(*points)), (0, axes))(law, points)
 
 
 def _optimum(
-    laws: FittedLaws,
+    loss_law: BentLaw,
+    acceptance: BentLaw,
+    rule: ShapeRule,
     target: Rung,
     budget: int,
     bounds: tuple[float, float],
     loss: float,
     confidence: float,
 ) -> PredictedOptimum:
-    """N*, γ* and S* for a target in FLOPs under the best law, with intervals from the joint draws.
+    """N*, γ* and S* for a target in FLOPs , with intervals from joint draws of the laws.
 
     Args:
-      laws: Fitted laws.
+      loss_law: Loss law, arrays [1 + draws].
+      acceptance: Acceptance law, arrays [1 + draws].
+      rule: Shapes of the family.
       target: The target.
       budget: Training tokens of the draft.
       bounds: Smallest and largest N.
       loss: Measured loss of the target; NaN to take it from the loss law.
       confidence: Confidence of the intervals.
     """
-    name = next(iter(laws.acceptance))
     with jax.enable_x64(True):
-        at = Setting(target.params, budget, target.tokens, laws.rule, bounds)
+        at = Setting(target.params, budget, target.tokens, rule, bounds)
         optima = np.asarray(
             _optima(
-                point_and_draws(laws.loss, laws.loss_draws),
-                point_and_draws(laws.acceptance[name], laws.acceptance_draws[name]),
+                loss_law,
+                acceptance,
                 at.in_double_precision(),
                 loss,
             )
@@ -300,10 +408,8 @@ def _optimum(
 
 
 @jax.jit
-def _optima(
-    loss: LossLaw, acceptance: AcceptanceLaw, at: Setting, measured_loss: Any
-) -> tuple[jax.Array, ...]:
-    def one(loss: LossLaw, acceptance: AcceptanceLaw) -> tuple[jax.Array, ...]:
+def _optima(loss: Any, acceptance: Any, at: Setting, measured_loss: Any) -> tuple[jax.Array, ...]:
+    def one(loss: Any, acceptance: Any) -> tuple[jax.Array, ...]:
         best = flop_problem(loss, acceptance, at, measured_loss).optimum()
         return best.params, best.lookahead, best.speedup, *best.indifference_1pct
 

@@ -17,7 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from sdsl_jax.theory import ACCEPTANCE_LAWS, ChinchillaLaw, KaplanLaw, ModelPoint, coefficients
+from sdsl_jax.theory import (
+    ACCEPTANCE_LAWS,
+    ChinchillaLaw,
+    KaplanLaw,
+    LogitLogGap,
+    ModelPoint,
+    coefficients,
+)
 
 
 class LossData(NamedTuple):
@@ -82,13 +89,17 @@ EXPONENT_BOUNDS = (0.02, 2.0)
 SMALLEST_E = 1e-6
 
 
-def _exponent(x: Array) -> Array:
-    low, high = EXPONENT_BOUNDS
+# Offsets of a loss gap, in nats: with a larger one the logarithm of the gap is a line.
+OFFSET_BOUNDS = (0.02, 20.0)
+
+
+def _exponent(x: Array, bounds: tuple[float, float] = EXPONENT_BOUNDS) -> Array:
+    low, high = bounds
     return low * (high / low) ** jax.nn.sigmoid(x)
 
 
-def _from_exponent(exponent: Any) -> Array:
-    low, high = EXPONENT_BOUNDS
+def _from_exponent(exponent: Any, bounds: tuple[float, float] = EXPONENT_BOUNDS) -> Array:
+    low, high = bounds
     share = jnp.log(jnp.asarray(exponent) / low) / jnp.log(high / low)
     return jax.scipy.special.logit(jnp.clip(share, 1e-9, 1 - 1e-9))
 
@@ -242,9 +253,6 @@ def _pair_form(
         values[k] = shifted(values, data, -1.0)
         return jnp.stack(values)
 
-    def residuals(x: Array, data: PairData) -> Array:
-        return to_law(x, data)(data.draft, data.target) - data.alpha
-
     def starts(data: PairData, count: int, random: np.random.Generator) -> np.ndarray:
         drawn = np.asarray([*start.values()]) * random.uniform(0.3, 2.0, (count, len(start)))
         for slope, column in multiplied.items():
@@ -255,7 +263,44 @@ def _pair_form(
         return drawn
 
     scales = (level,) if scale else ()
-    return Form(name, law_type, residuals, to_law, to_vector, starts, scales, scales)
+    return Form(
+        name, law_type, _residuals_of_pairs(to_law), to_law, to_vector, starts, scales, scales
+    )
+
+
+def _first_gap(data: PairData) -> tuple[Array, Array]:
+    """Loss gap and loss of the target of the first pair."""
+    draft, target = (jnp.asarray(each.loss)[0] for each in (data.draft, data.target))
+    return draft - target, target
+
+
+def _log_gap(x: Array, data: PairData) -> LogitLogGap:
+    """The solver moves the value at the first pair, the slope per nat there, ln offset, and the
+    target's slope: with a large offset the law is a plane, whose slope per nat is all that is
+    known."""
+    offset = _exponent(x[2], OFFSET_BOUNDS)
+    gap, loss = _first_gap(data)
+    above = jnp.maximum(gap + offset, 1e-6 * offset)
+    slope = x[1] * above
+    return LogitLogGap(x[0] + slope * jnp.log(above) - x[3] * loss, slope, offset, x[3])
+
+
+def _log_gap_vector(law: LogitLogGap, data: PairData) -> Array:
+    gap, loss = _first_gap(data)
+    level, slope, offset, target_slope = map(jnp.asarray, coefficients(law).values())
+    above = jnp.maximum(gap + offset, 1e-6 * offset)
+    at_first = level - slope * jnp.log(above) + target_slope * loss
+    return jnp.stack([at_first, slope / above, _from_exponent(offset, OFFSET_BOUNDS), target_slope])
+
+
+def _log_gap_starts(data: PairData, count: int, random: np.random.Generator) -> np.ndarray:
+    level, slope = random.uniform(0.5, 3.0, (2, count))
+    target_slope = random.uniform(-1.0, 1.0, count) * bool(np.ptp(data.target.loss) > 0)
+    return np.stack([level, slope, random.normal(0, 1, count), target_slope], axis=1)
+
+
+def _residuals_of_pairs(to_law: Callable[[Array, Any], Any]) -> Callable[[Array, Any], Array]:
+    return lambda x, data: to_law(x, data)(data.draft, data.target) - data.alpha
 
 
 ACCEPTANCE_FORMS: dict[str, Form] = {
@@ -271,6 +316,15 @@ ACCEPTANCE_FORMS: dict[str, Form] = {
                 "target_slope": -jnp.asarray(data.target.loss)[0],
             },
             {"target_slope": lambda data: data.target.loss},
+        ),
+        Form(
+            "logit_log_gap",
+            LogitLogGap,
+            _residuals_of_pairs(_log_gap),
+            _log_gap,
+            _log_gap_vector,
+            _log_gap_starts,
+            positive=("offset",),
         ),
         _pair_form(
             "affine_plane",

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdsl_jax.errors import SdslError, require
+from sdsl_jax.fitting.discrepancy import Discrepancy, scatter_alone
 from sdsl_jax.records import read_json
 from sdsl_jax.records.documents import from_json, to_json
 from sdsl_jax.theory import (
@@ -102,6 +103,7 @@ class LawRecord:
       excluded_for_recipe: Models trained by another recipe, such as targets that were given.
       residuals: Predicted - measured by model, in the logarithm of the loss.
       estimator: Estimator of the acceptance probabilities.
+      discrepancy: What the form of the law misses.
     """
 
     law: str
@@ -135,6 +137,7 @@ class LawRecord:
     excluded_for_recipe: int | None = None
     residuals: dict[str, float] | None = None
     estimator: str | None = None
+    discrepancy: Discrepancy | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The keys of the JSON object."""
@@ -169,6 +172,14 @@ class LawRecord:
                 f"On {sizes} that the fit did not see, the typical error is {typical}."
             )
         return sentences
+
+    def form_error(self) -> Discrepancy:
+        """What the form of the law misses; where the file does not say, rows scatter by the error
+        at sizes that the fit did not see."""
+        typical = self.left_out_rmse if np.isfinite(self.left_out_rmse) else self.rmse or 0.0
+        return self.discrepancy or scatter_alone(
+            typical, self.residual_unit, len(next(iter(self.draws.values())))
+        )
 
     def to_law(self, about: About = _UNSTATED) -> Any:
         """The law of the estimates."""

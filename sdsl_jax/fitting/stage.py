@@ -10,16 +10,22 @@ import numpy as np
 
 from sdsl_jax.config import FitConfig, StudyConfig, TrainingConfig, load_study
 from sdsl_jax.errors import require
-from sdsl_jax.fitting.acceptance import fit_acceptance_laws, pair_table
+from sdsl_jax.fitting.acceptance import PairTable, fit_acceptance_laws, pair_table
+from sdsl_jax.fitting.discrepancy import (
+    Discrepancy,
+    Variable,
+    fit_discrepancy,
+    gradients,
+)
 from sdsl_jax.fitting.hardware import fit_hardware, predicted_seconds, timed_context, timings_of
 from sdsl_jax.fitting.law_files import DeviceRecord, Fits, TimedStep
-from sdsl_jax.fitting.loss import fit_loss_law, loss_table
+from sdsl_jax.fitting.loss import LossTable, fit_loss_law, loss_table
 from sdsl_jax.fitting.tables import span
 from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord, column
 from sdsl_jax.records.documents import document
 from sdsl_jax.solver_status import SolverStatus
 from sdsl_jax.statistics import resampled, root_mean_square
-from sdsl_jax.theory import Precision, ShapeRule
+from sdsl_jax.theory import AcceptanceLaw, LossLaw, Precision, ShapeRule
 
 # Everything is timed in float32.
 TIMED_PRECISION = Precision(4.0, 4.0)
@@ -59,9 +65,8 @@ def fit_all(
         f"only {len(once)} of {len(models)} models are of one recipe and saw their text at most fit.max_epochs = "
         f"{config.fit.max_epochs:g} times; the loss law needs 5.",
     )
-    loss_fit = fit_loss_law(
-        loss_table(once), config.fit, weights[:, fresh], config.seed, config.fit.loss_law
-    )
+    losses = loss_table(once)
+    loss_fit = fit_loss_law(losses, config.fit, weights[:, fresh], config.seed, config.fit.loss_law)
     pairs = pair_table(models, acceptance, config.fit.estimator)
     drawn = weights[:, pairs.draft_model] * weights[:, pairs.target_model]
     basis = f"{loss_fit.record.interval_basis}, shared by all laws; a pair weighs its draft's weight times its target's"
@@ -77,13 +82,54 @@ def fit_all(
                 "tokens": span(column(once, "train_tokens")),
             },
             residuals={m.model_id: float(r) for m, r in zip(once, loss_fit.residuals)},
+            discrepancy=loss_discrepancy(loss_fit.law, losses, config.fit.bootstrap, config.seed),
         ),
         acceptance_laws=[
-            dataclasses.replace(fitted.record, estimator=config.fit.estimator, valid=ranges)
+            dataclasses.replace(
+                fitted.record,
+                estimator=config.fit.estimator,
+                valid=ranges,
+                discrepancy=acceptance_discrepancy(
+                    fitted.law, pairs, config.fit.bootstrap, config.seed
+                ),
+            )
             for fitted in fit_acceptance_laws(pairs, config.fit, drawn, config.seed, basis)
         ],
         hardware=device,
         shape_rule={k: float(v) for k, v in rule._asdict().items()},
+    )
+
+
+def loss_discrepancy(law: LossLaw, table: LossTable, draws: int, seed: int) -> Discrepancy:
+    """What the form of a fitted loss law misses in size and in tokens; models of one run share an
+    error."""
+    return fit_discrepancy(
+        gradients(law, table.params, table.tokens),
+        np.log(np.asarray(law(table.params, table.tokens)) / table.loss),
+        {"params": Variable(table.params, table.rungs), "tokens": Variable(table.tokens)},
+        unit="log of the loss",
+        draws=draws,
+        seed=seed,
+    )
+
+
+def acceptance_discrepancy(
+    law: AcceptanceLaw, table: PairTable, draws: int, seed: int
+) -> Discrepancy:
+    """What the form of a fitted acceptance law misses in the sizes of draft and target; pairs of one
+    model share an error."""
+    tokens = np.where(np.isfinite(table.draft.tokens), table.draft.tokens, 1.0)
+    points = table.draft._replace(tokens=tokens), table.target
+    return fit_discrepancy(
+        gradients(law, *points),
+        np.asarray(law(*points)) - table.alpha,
+        {
+            "draft_params": Variable(table.draft_sizes, table.draft_model),
+            "target_params": Variable(table.target_sizes, table.target_model),
+        },
+        unit="acceptance probability",
+        draws=draws,
+        seed=seed,
     )
 
 

@@ -244,6 +244,40 @@ class LogitGap:
 
 @_law
 @dataclass(frozen=True)
+class LogitLogGap:
+    """logit α = level − slope·ln(L_draft − L_target + offset) + target_slope·L_target. In (0, 1).
+
+    α bends upwards as the draft comes near its target, and tends to 1 at a gap of −offset. Far
+    above it the law is a power of the gap; with an offset far above all gaps it is a `LogitPlane`.
+
+    Attributes:
+      level: Constant.
+      slope: Slope per e-fold of the gap above −offset; positive where a better draft is accepted
+        more often.
+      offset: Loss, in nats, by which a draft must be better than its target for α to reach 1;
+        positive.
+      target_slope: Slope per nat of the target's loss at a given gap.
+      about: Source and validity.
+    """
+
+    level: Values
+    slope: Values
+    offset: Values
+    target_slope: Values = 0.0
+    about: About = field(default=_USERS, metadata=_STATIC)
+
+    def __call__(self, draft: ModelPoint, target: ModelPoint) -> Array:
+        """Acceptance probability, in (0, 1)."""
+        xp = namespace(self, draft, target)
+        above = xp.asarray(draft.loss) - target.loss + self.offset
+        log_above = xp.log(xp.maximum(above, 1e-6 * xp.asarray(self.offset)))
+        return _inside(
+            self.level - self.slope * log_above + self.target_slope * xp.asarray(target.loss)
+        )
+
+
+@_law
+@dataclass(frozen=True)
 class PowerLaw:
     """1 − α = scale · N^(−exponent) · M^target_exponent, N and M the sizes of draft and target.
     Below 1.
@@ -308,13 +342,14 @@ class LogLinearLength:
         return _below_one(1 - 1 / xp.maximum(length, 0.5))
 
 
-AcceptanceLaw = AffinePlane | LogitPlane | LogitGap | PowerLaw | LogLinearLength
+AcceptanceLaw = AffinePlane | LogitPlane | LogitGap | LogitLogGap | PowerLaw | LogLinearLength
 
 # By the names that records and files carry.
 LOSS_LAWS: dict[str, type] = {"chinchilla": ChinchillaLaw, "kaplan": KaplanLaw}
 ACCEPTANCE_LAWS: dict[str, type] = {
     "logit_gap": LogitGap,
     "logit_plane": LogitPlane,
+    "logit_log_gap": LogitLogGap,
     "affine_plane": AffinePlane,
     "power_law": PowerLaw,
     "log_linear_length": LogLinearLength,

@@ -17,6 +17,7 @@ from sdsl_jax.evidence.law_comparison import acceptance_laws, law_inputs
 from sdsl_jax.evidence.predictions import Predictions, Rung, _optimum, held_out
 from sdsl_jax.evidence.protocol import ProtocolSummary
 from sdsl_jax.fitting import fit_all
+from sdsl_jax.fitting.discrepancy import bent_laws, scatter_alone
 from sdsl_jax.fitting.law_files import LawRecord
 from sdsl_jax.models import count, member
 from sdsl_jax.records import (
@@ -178,14 +179,12 @@ def test_predictions_do_not_look_at_what_is_held_out(quiet):
 def test_an_acceptance_that_reaches_one_has_no_finite_optimum(quiet):
     """The plane puts α of every draft at 1.2: γ* and S* are infinite in every draw, and the longest lookahead stands for them."""
     always = AffinePlane(0.0, 0.0, 1.2)
-    laws = quiet.laws._replace(
-        acceptance={"affine_plane": always},
-        acceptance_draws={
-            "affine_plane": AffinePlane(np.zeros(24), np.zeros(24), np.full(24, 1.2))
-        },
-    )
+    draws = AffinePlane(np.zeros(24), np.zeros(24), np.full(24, 1.2))
+    certain = scatter_alone(0.0, "acceptance probability", 24)
     optimum = _optimum(
-        laws,
+        bent_laws(quiet.fits.loss_law.form_error(), quiet.laws.loss, quiet.laws.loss_draws, 0),
+        bent_laws(certain, always, draws, 0),
+        quiet.laws.rule,
         Rung("target", 500_000, BUDGETS[-1]),
         BUDGETS[-1],
         (SIZES[0] / 3, 500_000.0),

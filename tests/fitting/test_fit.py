@@ -20,6 +20,7 @@ from sdsl_jax.theory import (
     AffinePlane,
     ChinchillaLaw,
     LogitGap,
+    LogitLogGap,
     LogitPlane,
     LogLinearLength,
     ModelPoint,
@@ -155,6 +156,7 @@ def test_too_few_models_are_refused():
 LAWS = {
     "logit_gap": LogitGap(1.7, 2.1),
     "logit_plane": LogitPlane(1.9, 2.1, 1.4),
+    "logit_log_gap": LogitLogGap(1.9, 2.0, 0.8, -0.5),
     "affine_plane": AffinePlane(-0.06, 0.05, 0.9),
     "power_law": PowerLaw(0.9, 0.2, 0.05),
     "log_linear_length": LogLinearLength(1.0, 0.3, 0.1, -0.1),
@@ -265,6 +267,7 @@ def test_one_target_tells_nothing_of_targets():
     }
     for name, coefficient in (
         ("logit_plane", "target_slope"),
+        ("logit_log_gap", "target_slope"),
         ("affine_plane", "B"),
         ("power_law", "target_exponent"),
         ("log_linear_length", "target_slope"),

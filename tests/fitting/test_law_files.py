@@ -74,6 +74,7 @@ def test_the_schema_of_fits():
         "excluded_for_recipe",
         "residuals",
         "estimator",
+        "discrepancy",
     }
     assert set(law) - extra == {k.removesuffix("_90") if "interval_90" in k else k for k in KEYS}
     assert all(entry["description"] for entry in law.values())

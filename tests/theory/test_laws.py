@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from sdsl_jax.theory import (
     PUBLISHED_LOSS_LAWS,
     AffinePlane,
     LogitGap,
+    LogitLogGap,
     LogitPlane,
     ModelPoint,
     PowerLaw,
@@ -57,7 +59,11 @@ def test_every_published_law_says_what_it_is():
 @given(st.floats(-3, 3), st.floats(0, 5), st.floats(0, 5), LOSS, LOSS)
 def test_logit_laws_stay_between_0_and_1(level, slope, other, draft, target):
     with jax.enable_x64(True):
-        for law in (LogitGap(level, slope), LogitPlane(level, slope, other)):
+        for law in (
+            LogitGap(level, slope),
+            LogitPlane(level, slope, other),
+            LogitLogGap(level, slope, 0.5, other),
+        ):
             assert 0 < float(law(ModelPoint(1e6, draft), ModelPoint(1e9, target))) < 1
 
 
@@ -74,7 +80,11 @@ def test_power_law_stays_below_1(scale, exponent, target_exponent, draft, target
 
 def test_bounded_laws_are_bounded_in_single_precision_too():
     for level in (-200.0, -20.0, 20.0, 200.0):
-        for law in (LogitGap(level, 1.0), LogitPlane(level, 1.0, 1.0)):
+        for law in (
+            LogitGap(level, 1.0),
+            LogitPlane(level, 1.0, 1.0),
+            LogitLogGap(level, 1.0, 0.5, 1.0),
+        ):
             alpha = law(ModelPoint(1e6, 2.0), ModelPoint(1e9, 2.0))
             assert alpha.dtype == np.float32
             assert 0 < float(alpha) < 1
@@ -86,6 +96,21 @@ def test_a_gap_is_a_plane_with_equal_slopes(x64):
     assert float(LogitGap(1.1, 0.7)(draft, target)) == pytest.approx(
         float(LogitPlane(1.1, 0.7, 0.7)(draft, target))
     )
+
+
+def test_a_log_gap_lies_between_a_plane_and_certainty(x64):
+    """With an offset far above all gaps it is a plane of slope/offset per nat; at a gap of −offset,
+    and beyond, α is 1 but for rounding."""
+    target, offset = ModelPoint(1e9, 2.2), 1e7
+    level = 1.1 + 2.1 * offset * math.log(offset)
+    for loss in (2.0, 2.6, 3.4):
+        plane = LogitPlane(1.1, 2.1, 1.7)(ModelPoint(1e6, loss), target)
+        far = LogitLogGap(level, 2.1 * offset, offset, 1.7 - 2.1)(ModelPoint(1e6, loss), target)
+        assert float(far) == pytest.approx(float(plane), abs=1e-6)
+    near = LogitLogGap(1.1, 2.1, 0.3, 0.2)
+    alpha = [float(near(ModelPoint(1e6, 2.2 + gap), target)) for gap in (1.0, 0.0, -0.29, -0.3, -1)]
+    assert alpha == sorted(alpha)
+    assert 1 - 1e-9 < alpha[-1] < 1
 
 
 def test_laws_are_pytrees_of_their_coefficients(x64):
@@ -108,6 +133,7 @@ def test_laws_are_differentiable_in_every_coefficient(x64):
         AffinePlane(-0.0067, 0.013, 0.64),
         LogitGap(1.0, 2.0),
         LogitPlane(1.0, 2.0, 1.5),
+        LogitLogGap(1.0, 2.0, 0.7, -0.5),
         PowerLaw(3.0, 0.2, 0.05),
     ):
         check_grads(
