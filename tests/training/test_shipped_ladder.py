@@ -201,3 +201,20 @@ def test_several_folders_hold_a_ladder_together(study, tmp_path):
     )
     with pytest.raises(SdslError, match=r"lacks 2 of the \d+ models .*target-5M-s0"):
         train_ladder(all_budgets, dataset, tmp_path)
+
+
+@pytest.mark.parametrize("every", [28, pytest.param(1, marks=pytest.mark.slow)])
+def test_the_larger_ladder_is_what_its_records_say(every):
+    """At least two layers, one shape of the MLP, and the weights of the records."""
+    folder = ROOT / "checkpoints" / "ladder-large"
+    records = read_table(folder / "records", "models")
+    assert len({r.model_id for r in records}) == len(records) == 56
+    assert all((folder / record.checkpoint).is_dir() for record in records)
+    assert {r.params_nonembedding for r in records if r.role == "target"} == {798_080, 2_505_024}
+    for record in records[::every]:
+        loaded = load_model_folder(folder / record.checkpoint)
+        assert loaded.record.params_digest == record.params_digest
+        assert loaded.config.layers >= 2
+        assert 2.2 < loaded.config.hidden / loaded.config.width < 3
+    asked = load_study(ROOT / "experiments" / "ladder-large.toml")
+    assert load_study(folder / "config.toml").ladder == asked.ladder
