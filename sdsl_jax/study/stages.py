@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -154,7 +154,7 @@ def _earlier_models(study: Study) -> list[ModelRecord]:
 
 
 def _given_models(
-    study: Study, own: list[ModelRecord], earlier: list[ModelRecord]
+    study: Study, own: list[ModelRecord], earlier: Sequence[ModelRecord] = ()
 ) -> list[ModelRecord]:
     """The targets of `ladder.given_targets`, the drafts of `ladder.given_drafts`, the teacher, and the
     drafts of the study's shapes that drafts start from, with checkpoints relative to where the study's
