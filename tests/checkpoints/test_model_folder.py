@@ -158,7 +158,7 @@ def another_vocabulary(copy, _):
         (lambda copy, _: (copy / "record.json").write_text('{"x": 1}'), r"record\.json is damaged"),
         (lambda copy, _: (copy / "tokenizer.json").write_text("{}"), r"tokenizer\.json is damaged"),
         (another_vocabulary, r"tokenizer\.json is not the one"),
-        (change("version", to=5), r"format version 5; this version of sdsl_jax reads 1 to 4"),
+        (change("version", to=7), r"format version 7; this version of sdsl_jax reads 1 to 6"),
         (change("version", to=3), r"model\.json is damaged: its head is None"),
         (change("format", to="x"), r"format 'x'"),
         (

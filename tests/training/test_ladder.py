@@ -271,11 +271,12 @@ def test_sigterm_is_held_back_until_a_checkpoint_is_written(tmp_path, dataset, t
 def poisoned(monkeypatch, steps):
     """The loss and gradient of some steps are not finite."""
 
-    def step(state, batch, rate, **static):
+    def step(state, batch, rate, *tables, **static):
         number = int(state.step)
         if number not in steps:
-            return train_step(state, batch, rate, **static)
-        _, reported = train_step(jax.tree.map(lambda x: x.copy(), state), batch, rate, **static)
+            return train_step(state, batch, rate, *tables, **static)
+        copied = jax.tree.map(lambda x: x.copy(), state)
+        _, reported = train_step(copied, batch, rate, *tables, **static)
         nan = jax.numpy.float32("nan")
         skips = static["config"].skip_nonfinite
         return TrainState(state.params, state.optimizer, state.step + 1), reported._replace(
