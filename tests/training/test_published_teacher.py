@@ -147,7 +147,8 @@ def test_a_study_of_a_published_target_is_that_of_its_weights(own, published, tm
     assert (tmp_path / "published" / "report.html").exists()
     # No law of size and data is asked about the target, and its rounds cost its own FLOPs.
     assert whole.fits.loss_law.n == 6
-    assert fit_loss(tmp_path / "published" / "records", starts=4, bootstrap=20).record.n == 6
+    table = tmp_path / "published" / "records"
+    assert fit_loss(table, objective="text", starts=4, bootstrap=20).record.n == 6
     assert own.record.model_id not in (whole.fits.loss_law.residuals or {})
     # Nothing is stale, so the losses of the target are not measured again.
     notes = Notes()
