@@ -156,15 +156,15 @@ def test_a_discrepancy_is_read_as_it_was_written():
 def test_intervals_cover_where_the_law_is_right_and_where_it_bends(truth):
     """Held-out pairs of 20 simulated tables.
 
-    In 100 tables the share inside was 0.927 (standard deviation over tables 0.06) where the plane
-    is right and 0.965 (0.03) where it bends, and the median width 1.12 times that of someone who
+    In 100 tables the share inside was 0.928 (standard deviation over tables 0.07) where the plane
+    is right and 0.964 (0.03) where it bends, and the median width 1.14 times that of someone who
     knows that it is right. Bounds that lie 3 standard errors of 20 tables away raise a false alarm
     in fewer than 1% of seeds; the seeds are fixed.
     """
     found = [judge(simulate(TRUTHS[truth], seed), seed) for seed in range(20)]
     inside, alone, width, width_alone = np.asarray(found).mean(axis=0)
     if truth == "the plane":
-        assert 0.88 <= inside <= 0.97
+        assert 0.88 <= inside <= 0.975
         assert width < 1.5 * width_alone
     else:
         assert alone < 0.8 < 0.9 < inside
