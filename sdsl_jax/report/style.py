@@ -77,8 +77,6 @@ NAMES = {
     "logit_plane": "logit plane",
     "logit_log_gap": "logit in the log of the loss gap",
     "affine_plane": "affine plane",
-    "chinchilla": "Chinchilla law",
-    "kaplan": "Kaplan law",
     "params": "size",
     "tokens": "training tokens",
     "draft_params": "draft size",
