@@ -86,7 +86,7 @@ def test_warnings_of_laws_are_said_once():
 
     fits = [Fit("chinchilla", "a is open", "A is open"), Fit("logit_gap", "few"), Fit("x", "few")]
     assert fit_warnings(fits) == [
-        ("Chinchilla law", ["a is open", "A is open"]),
+        ("chinchilla", ["a is open", "A is open"]),
         ("logit in the loss gap, x", ["few"]),
     ]
     assert said_once([]) == []
