@@ -143,6 +143,7 @@ def test_a_block_that_does_nothing_goes_first(params):
     assert only == (min((0, 2), key=loss_of),)
 
 
+@pytest.mark.slow
 def test_a_slice_is_a_model_of_its_own():
     """Its logits in the nested model are those of the model of its shape, bit by bit; and only what it
     holds of the whole has a gradient."""
@@ -207,7 +208,7 @@ def test_a_readout_of_some_ids(tied):
         dataclasses.replace(config, readout_ids=(4, 1))
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_truncated_table(tied):
     """It is the whole model with one row for all ids outside the readout, in float32 and int8; ids
     beyond the vocabulary read that row as well. Counts are those of its arrays."""
