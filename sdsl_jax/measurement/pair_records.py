@@ -274,8 +274,9 @@ def append_pair(
     if frames and (folder / EVENTS).exists():
         earlier = pandas.read_parquet(folder / EVENTS)
         same = np.logical_and.reduce([earlier[k] == v for k, v in name._asdict().items()])
+        kept = earlier[~same]
         # Older events are those of drafts of one part.
-        frames.insert(0, earlier[~same].assign(drafted_by=earlier.get("drafted_by", 0)))
+        frames.insert(0, kept.assign(drafted_by=kept.get("drafted_by", 0)))
     write_table(folder, "models", list(records.values()))
     if frames:
         with whole_file(folder / EVENTS) as path:

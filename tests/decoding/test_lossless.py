@@ -531,7 +531,7 @@ def largest_error_of_q(draft, decoded) -> float:
 def stale_draft_cache(monkeypatch):
     """After a full acceptance the draft never sees its own last token."""
 
-    def first(self, params, state, tokens, lengths, sampling):
+    def first(self, params, state, tokens, lengths, sampling, asking):
         last = (lengths - 1)[:, None]
         logits, state = forward(
             self.config, params, jnp.take_along_axis(tokens, last, axis=1), last, state
