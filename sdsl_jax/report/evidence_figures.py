@@ -375,34 +375,32 @@ def _kinds(records: StudyRecords, folder: Path, name: str) -> bool:
     if not answer:
         return False
     groups = sorted({(r.kind, r.objective) for r in answer.results})
-    with figure(folder, name, 1, 2, (11.5, 4.4)) as (_, axes):
-        in_flops, on_clock = axes[0]
-        for (kind, objective), style in series(groups):
-            rows = [r for r in answer.results if (r.kind, r.objective) == (kind, objective)]
-            label = f"{kind}, {NAMES.get(objective, objective)}"
-            for axis, column in ((in_flops, "speedup"), (on_clock, "clock_speedup")):
+    panels = {"speedup": "FLOPs"}
+    if np.isfinite([r.clock_speedup.estimate for r in answer.results]).any():
+        panels["clock_speedup"] = "on the clock"
+    with figure(folder, name, 1, len(panels), (5.75 * len(panels), 4.4)) as (_, axes):
+        for axis, (column, where) in zip(axes[0], panels.items()):
+            for (kind, objective), style in series(groups):
+                rows = [r for r in answer.results if (r.kind, r.objective) == (kind, objective)]
                 shown = [getattr(r, column) for r in rows]
-                bars = error_bars(shown, "estimate", "")
                 axis.errorbar(
                     [r.cost for r in rows],
                     [s.estimate for s in shown],
-                    yerr=bars,
-                    label=label,
+                    yerr=error_bars(shown, "estimate", ""),
+                    label=f"{kind}, {NAMES.get(objective, objective)}",
                     lw=1.0,
                     ms=4,
                     elinewidth=0.8,
                     **style,
                 )
-        target = target_label(answer.target_params)
-        for axis, where in ((in_flops, "FLOPs"), (on_clock, "on the clock")):
             axis.axhline(1.0, color="0.6", lw=0.7)
             axis.set(
                 xscale="log",
                 xlabel="cost of a draft step in steps of the target (FLOPs)",
                 ylabel=f"best speed-up S ({where})",
-                title=target,
+                title=target_label(answer.target_params),
             )
-        in_flops.legend(loc="best")
+        axes[0][0].legend(loc="best")
     return True
 
 
