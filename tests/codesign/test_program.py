@@ -133,6 +133,7 @@ def test_limits_hold_and_a_multiplier_is_what_a_looser_limit_gains(x64):
     assert float(memory.multipliers[0]) > 0.1
 
 
+@pytest.mark.slow
 def test_what_cannot_be_done_is_said_to_be_infeasible(x64):
     found = solved(BATCHED, on_h100(60e9, 0.1))
     assert not bool(found.feasible)

@@ -79,7 +79,7 @@ def test_the_first_draft_is_told_what_the_target_saw_before_it(text):
     ("window", "parallel", "poison"),
     [
         pytest.param(4, 0, np.nan, marks=pytest.mark.slow),
-        (4, 4, np.nan),
+        pytest.param(4, 4, np.nan, marks=pytest.mark.slow),
         pytest.param(2, 0, np.inf, marks=pytest.mark.slow),
         pytest.param(5, 0, 0.0, marks=pytest.mark.slow),
         pytest.param(4, "a block on the tables", np.nan, marks=pytest.mark.slow),

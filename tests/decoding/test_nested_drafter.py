@@ -46,7 +46,8 @@ def test_a_choice_that_never_varies_is_that_slice(threshold):
     np.testing.assert_array_equal(one.events.verified, other.events.verified)
 
 
-@pytest.mark.parametrize("rows", [6, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [6, 1])
 def test_drafts_after_any_rounds_are_those_of_the_chosen_slice(rows):
     """Of rows that run together, where both slices run in most rounds, and of single ones. Random
     acceptances and rejections, driven by hand, with slices that rest for rounds: the cached q of the

@@ -34,7 +34,7 @@ def widened(params):
     return jax.tree_util.tree_map_with_path(one, params, is_leaf=is_matrix)
 
 
-@pytest.mark.parametrize("storage", ["bfloat16", "int8"])
+@pytest.mark.parametrize("storage", ["bfloat16", pytest.param("int8", marks=pytest.mark.slow)])
 def test_a_model_computes_with_the_values_that_are_stored(storage, small_model):
     """With a tied head, and with another and an embedding of another width: activations, caches and
     logits are float32, and the logits those of a float32 model with the rounded values."""
