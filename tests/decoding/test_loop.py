@@ -231,18 +231,13 @@ def test_stop_tokens_end_a_row_and_clip_its_counts(draft, target):
 def test_one_trace_serves_every_lookahead(draft, target, monkeypatch):
     chex.clear_trace_counter()
     once = chex.assert_max_traces(decoding_loop.speculative_loop.__wrapped__, n=1)
-    static = (
-        "drafter",
-        "target",
-        "verification",
-        "max_lookahead",
-        "buffer",
-        "max_rounds",
-        "keep_distributions",
-    )
     prompts = np.random.default_rng(6).integers(0, V, (3, 4))
     with monkeypatch.context() as patch:
-        patch.setattr(decoding_loop, "speculative_loop", jax.jit(once, static_argnames=static))
+        patch.setattr(
+            decoding_loop,
+            "speculative_loop",
+            jax.jit(once, static_argnames=decoding_loop.STATIC_ARGUMENTS),
+        )
         for lookahead in (1, 2, 5):
             wide = speculate(
                 draft, target, prompts, lookahead=lookahead, max_lookahead=5, new_tokens=9
