@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 _DELETED = ".deleted-"
-# A corpus, or what a teacher says of one, is named by its key; a corpus that is being made also by
-# its host and a random number.
-_KEYED = re.compile(r"\.?(?P<key>[0-9a-f]{20})(\..+\.partial)?")
+# A corpus, or what a teacher says of one, is named by its key; the latter also by the blocks whose
+# features it has, and a corpus that is being made by its host and a random number.
+_KEYED = re.compile(r"\.?(?P<key>[0-9a-f]{20}(-\d+)*)(\..+\.partial)?")
 # JAX writes the time of an entry's last use beside it.
 _PROGRAM_TIME = "-atime"
 

@@ -352,13 +352,14 @@ def later_logits(
     hidden: Float[Array, "B T D"],
     drawn: Int[Array, "B T"],
     number: Int[Array, ""] | int,
+    compact: bool = False,
 ) -> Float[Array, "B T V"]:
     """Logits of draft `number` ≥ 2 of a parallel head with tables of its own, from the hidden state of its round and the token
-    that was drawn before it."""
+    that was drawn before it; of the ids of its readout alone if compact."""
     assert isinstance(params, HeadParams)
     own = [_normalised(x) for x in (hidden, embed(config.body, params.body, drawn))]
     moved = jnp.concatenate(own, axis=-1) @ params.feed[number - 2]
-    return readout(config.body, params.body, hidden + moved)
+    return readout(config.body, params.body, hidden + moved, compact)
 
 
 class HeadOutputs(NamedTuple):
@@ -383,8 +384,10 @@ def head_outputs(
     positions: Int[Array, "B T"],
     cache: Any,
     attend_by: AttendBy | None = None,
+    compact: bool = False,
 ) -> HeadOutputs:
-    """A pass over new tokens, with what is added to their embeddings."""
+    """A pass over new tokens, with what is added to their embeddings. Logits are those of the ids of
+    the readout alone if `compact`."""
     body: Params
     entering: dict[str, Any]
     if isinstance(params, HeadParams):
@@ -403,6 +406,7 @@ def head_outputs(
         cache,
         taps=(config.body.layers,),
         attend_by=attend_by,
+        compact=compact,
         **entering,
     )
     assert out.features is not None
@@ -457,6 +461,7 @@ def unrolled(
     tokens: Int[Array, "B T"],
     features: Float[Array, "B T F"],
     drafts: int,
+    compact: bool = False,
 ) -> Float[Array, "K B T V"]:
     """The logits of drafts 1 … K at every position, each as if a round had begun K − 1 tokens before.
 
@@ -469,6 +474,7 @@ def unrolled(
       tokens: Token ids.
       features: The target's features of the same tokens; those of the last are not read.
       drafts: K, at least 1; of a parallel head at most as many as it gives.
+      compact: Whether logits of the ids of its readout alone are wanted.
 
     Returns:
       Logits of the token after each position; draft k means nothing before position k − 1.
@@ -481,16 +487,18 @@ def unrolled(
             drafts <= config.parallel,
             f"a parallel head of {config.parallel} drafts is asked for {drafts}.",
         )
-        out = head_outputs(config, params, tokens, added, positions, None)
+        out = head_outputs(config, params, tokens, added, positions, None, compact=compact)
         later = [
-            later_logits(config, params, _shifted(out.hidden, k - 1, 1), tokens, k)
+            later_logits(config, params, _shifted(out.hidden, k - 1, 1), tokens, k, compact)
             for k in range(2, drafts + 1)
         ]
         return jnp.stack([out.logits, *later])
     kept: Any = ((),) * config.body.layers
     logits = []
     for _ in range(drafts):
-        out = head_outputs(config, params, tokens, added, positions, kept, _attend_unrolled)
+        out = head_outputs(
+            config, params, tokens, added, positions, kept, _attend_unrolled, compact
+        )
         logits.append(out.logits)
         kept, added = out.cache, _shifted(feed_hidden(params, out.hidden), 1, 1)
     return jnp.stack(logits)

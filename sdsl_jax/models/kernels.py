@@ -16,7 +16,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from sdsl_jax.errors import require
 from sdsl_jax.models.config import RopeScaling
@@ -260,11 +260,6 @@ def never(dtype: Any) -> Any:
     """The logit of an id that a model cannot give: it has no probability, and is finite, so that
     nothing turns into 0 · ∞."""
     return jnp.finfo(dtype).min / 2
-
-
-def can_be_given(logits: Float[Array, "... V"]) -> Bool[Array, "... V"]:
-    """Which ids a model can give, by their logits; see `never`."""
-    return logits > never(logits.dtype) / 2
 
 
 @jax.custom_vjp

@@ -78,7 +78,7 @@ def _loss_columns(
 ) -> dict[str, Any]:
     def loss(split: str) -> Interval:
         tokens = dataset.text(split).windows(windows)
-        each = evaluate(losses_of, tokens, model.ids)
+        each = evaluate(losses_of, tokens, len(model.readout_ids) or model.ids)
         counted = np.ones(len(tokens))
         if model.readout_ids:
             counted = np.isin(tokens[:, 1:], model.readout_ids).sum(axis=1).astype(float)

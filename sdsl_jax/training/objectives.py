@@ -16,8 +16,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from sdsl_jax.config import ObjectiveName
-from sdsl_jax.models import ModelConfig
-from sdsl_jax.models.kernels import can_be_given
 
 # The mass beside the k most probable tokens is at least this much: its logarithm stays finite.
 _LEAST_REST = 1e-7
@@ -198,56 +196,83 @@ def coarsened(
     """
     if ids is None:
         return log_q
-    kept = jnp.take_along_axis(log_q, ids, axis=-1)
+    return _with_others(jnp.take_along_axis(log_q, ids, axis=-1))
+
+
+def _with_others(kept: Float[Array, "... K"]) -> Float[Array, "... K+1"]:
+    """Logarithms of some tokens' probabilities and, last, of what they leave to the others."""
     others = 1 - jnp.exp(kept).sum(axis=-1, keepdims=True)
     return jnp.concatenate([kept, jnp.log(jnp.maximum(others, _LEAST_REST))], axis=-1)
 
 
+class Readout(NamedTuple):
+    """Which ids the columns of a model's logits stand for. Hashable, to be static.
+
+    Attributes:
+      ids: The ids, ascending; all of the vocabulary if empty.
+      vocab_size: Ids of the vocabulary.
+    """
+
+    ids: tuple[int, ...]
+    vocab_size: int
+
+    def columns(
+        self, tokens: Int[Array, " ..."]
+    ) -> tuple[Int[Array, " ..."], Bool[Array, " ..."] | None]:
+        """The column of each token, and whether it has one; None where every token has. A token
+        without a column gets the first."""
+        if not self.ids:
+            return tokens, None
+        column = np.zeros(self.vocab_size, np.int32)
+        has_one = np.zeros(self.vocab_size, bool)
+        column[[*self.ids]], has_one[[*self.ids]] = np.arange(len(self.ids)), True
+        return jnp.asarray(column)[tokens], jnp.asarray(has_one)[tokens]
+
+
 def compared(
     objective: Objective,
-    logits: Float[Array, "... B T V"],
+    readout: Readout,
+    logits: Float[Array, "... B T C"],
     log_normaliser: Float[Array, "... B T"],
     teacher: TeacherProbs,
 ) -> tuple[Float[Array, "... B T K"], Float[Array, "... B T K"]]:
     """Logarithms of the teacher's and of the draft's probabilities, as an objective compares them.
 
+    Only the columns that are compared are normalised. Where the teacher has the whole vocabulary and
+    the draft does not, what the draft rules out is one column more: every objective is a sum over
+    tokens, and over those linear in p.
+
     Args:
       objective: The objective, for its temperature.
-      logits: Logits of the draft, `never` of the ids that it cannot give; of a head, those of each
-        draft of a round first.
+      readout: Which ids the logits are those of.
+      logits: Logits of the draft; of a head, those of each draft of a round first.
       log_normaliser: ln Σ exp of the logits.
       teacher: Distributions of the teacher, at the objective's temperature already.
     """
-    wide = logits.astype(jnp.float32)
-    if objective.temperature == 1.0:
-        log_q = wide - log_normaliser[..., None]
-    else:
-        log_q = jax.nn.log_softmax(wide / objective.temperature, axis=-1)
-    log_q = jnp.where(can_be_given(logits), log_q, -jnp.inf)
     # What was rounded for the disk no longer sums to one.
     log_p, ids = jax.nn.log_softmax(teacher.log_probs.astype(jnp.float32), axis=-1), teacher.ids
-    if log_q.ndim > log_p.ndim:
-        # One teacher for every draft of a round.
-        log_p = jnp.broadcast_to(log_p[None], (len(log_q), *log_p.shape))
-        ids = None if ids is None else jnp.broadcast_to(ids[None], (len(log_q), *ids.shape))
-    return log_p, coarsened(log_q, ids)
+    drafts = logits.shape[: logits.ndim - log_p.ndim]  # one teacher for every draft of a round
+    if objective.temperature != 1.0:
+        scaled = logits.astype(jnp.float32) / objective.temperature
+        log_normaliser = jax.nn.logsumexp(scaled, axis=-1)
 
+    def log_q(chosen: Float[Array, "... K"]) -> Float[Array, "... K"]:
+        return chosen.astype(jnp.float32) / objective.temperature - log_normaliser[..., None]
 
-def counted_labels(
-    readout: ModelConfig, logits: Float[Array, "... V"], labels: Int[Array, " ..."]
-) -> Bool[Array, " ..."] | None:
-    """Which labels count for cross-entropy: those that the model can give, None for all of them.
-
-    The cross-entropy of a label that a truncated readout rules out is infinite, whatever is trained.
-
-    Args:
-      readout: Architecture of the model, for its readout.
-      logits: Its logits.
-      labels: The tokens that follow.
-    """
-    if not readout.readout_ids:
-        return None
-    return jnp.take_along_axis(can_be_given(logits), labels[..., None], axis=-1)[..., 0]
+    if ids is not None:
+        column, has_one = readout.columns(ids)
+        column = jnp.broadcast_to(column, (*drafts, *column.shape))
+        kept = log_q(jnp.take_along_axis(logits, column, axis=-1))
+        own = _with_others(kept if has_one is None else jnp.where(has_one, kept, -jnp.inf))
+    else:
+        own = log_q(logits)
+        if readout.ids:
+            p = jnp.exp(log_p)
+            among = jnp.zeros(log_p.shape[-1], bool).at[np.asarray(readout.ids)].set(True)
+            missed = jnp.log(jnp.where(among, 0.0, p).sum(axis=-1, keepdims=True))
+            log_p = jnp.concatenate([log_p[..., np.asarray(readout.ids)], missed], axis=-1)
+            own = jnp.concatenate([own, jnp.full_like(own[..., :1], -jnp.inf)], axis=-1)
+    return jnp.broadcast_to(log_p, (*drafts, *log_p.shape)), own
 
 
 def draft_weights(objective: Objective, length: int) -> Float[np.ndarray, "K T"]:

@@ -25,9 +25,9 @@ from sdsl_jax.training.objectives import (
     TEXT,
     DistilBatch,
     Objective,
+    Readout,
     acceptance,
     compared,
-    counted_labels,
     divergence,
     draft_weights,
 )
@@ -135,7 +135,8 @@ def train_step(
     """
     known = batch if isinstance(batch, DistilBatch) else DistilBatch(batch, None)
     tokens, teacher = known.tokens, known.teacher
-    labels = tokens[:, 1:]
+    readout = _readout(model)
+    labels, counted = readout.columns(tokens[:, 1:])
     if isinstance(model, HeadConfig):
         drafts = config.objective.drafts
         labels = jnp.broadcast_to(labels[None], (drafts, *labels.shape))
@@ -143,7 +144,7 @@ def train_step(
         labels = jnp.broadcast_to(labels[None], (len(model.slices) + 1, *labels.shape))
     trained = model.trained(state.params) if isinstance(model, SharedTrunk) else None
 
-    def logits_of(params: Any) -> Float[Array, "*K B T V"]:
+    def logits_of(params: Any) -> Float[Array, "*K B T C"]:
         fed = tokens[:, :-1]
         if isinstance(model, Nested):
             return model.logits(params, fed, config.remat)
@@ -153,13 +154,13 @@ def train_step(
             )
             return forward(model.model, params, fed, remat=config.remat)[0]
         if isinstance(model, ModelConfig):
-            return forward(model, params, fed, remat=config.remat)[0]
+            return outputs(model, params, fed, remat=config.remat, compact=True).logits
         if known.features is None:
             raise ValueError("a head is trained on batches with its target's features")
         features = known.features.astype(config.compute_dtype)
         if tables is not None:
             params = TableHeadParams(params, tables)
-        return unrolled(model, params, fed, features, config.objective.drafts)
+        return unrolled(model, params, fed, features, config.objective.drafts, compact=True)
 
     def mean(values: Float[Array, "*K B T"]) -> Float[Array, ""]:
         if not isinstance(model, HeadConfig):
@@ -167,11 +168,10 @@ def train_step(
         weights = draft_weights(config.objective, values.shape[-1])
         return (values.mean(axis=1) * weights).sum()
 
-    def mean_loss(losses: Float[Array, "*K B T"], logits: Array) -> Float[Array, ""]:
-        counted = counted_labels(_transformer(model), logits, labels)
+    def mean_loss(losses: Float[Array, "*K B T"]) -> Float[Array, ""]:
         if counted is None:
             return mean(losses)
-        share = mean(counted.astype(losses.dtype))
+        share = mean(jnp.broadcast_to(counted, losses.shape).astype(losses.dtype))
         return mean(jnp.where(counted, losses, 0.0)) / jnp.maximum(share, _LEAST_SHARE)
 
     def objective(params):
@@ -179,10 +179,10 @@ def train_step(
         params = jax.tree.map(lambda x: x.astype(config.compute_dtype), params)
         logits = logits_of(params)
         losses, log_normaliser = token_losses(logits, labels)
-        loss = lowered = mean_loss(losses, logits)
+        loss = lowered = mean_loss(losses)
         accepted = jnp.float32(jnp.nan)
         if teacher is not None:
-            log_p, log_q = compared(config.objective, logits, log_normaliser, teacher)
+            log_p, log_q = compared(config.objective, readout, logits, log_normaliser, teacher)
             accepted = mean(acceptance(log_p, log_q))
             if config.objective.kind != "ce":
                 kind, eta = config.objective.kind, config.objective.eta
@@ -214,11 +214,13 @@ def train_step(
     return TrainState(params, opt_state, state.step + 1), metrics
 
 
-def _transformer(model: ModelConfig | HeadConfig | Nested | SharedTrunk) -> ModelConfig:
-    """The Transformer that computes the logits."""
-    if isinstance(model, ModelConfig):
-        return model
-    return model.body if isinstance(model, HeadConfig) else model.model
+def _readout(model: ModelConfig | HeadConfig | Nested | SharedTrunk) -> Readout:
+    """Which ids the columns of the logits of a step stand for. Only whole models and heads are
+    truncated."""
+    if isinstance(model, HeadConfig):
+        return _readout(model.body)
+    ids = model.readout_ids if isinstance(model, ModelConfig) else ()
+    return Readout(ids, model.vocab_size if isinstance(model, ModelConfig) else 0)
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -227,15 +229,15 @@ def window_losses(
 ) -> Float[Array, " B"]:
     """Mean cross-entropy of each window in nats per token, of a truncated readout over the tokens that
     the model can give."""
-    logits, _ = forward(model, params, tokens[:, :-1])
+    logits = outputs(model, params, tokens[:, :-1], compact=True).logits
     return _window_means(model, logits, tokens[:, 1:])
 
 
 def _window_means(
-    readout: ModelConfig, logits: Float[Array, "B T V"], labels: Int[Array, "B T"]
+    model: ModelConfig, logits: Float[Array, "B T C"], labels: Int[Array, "B T"]
 ) -> Float[Array, " B"]:
-    losses = token_losses(logits, labels)[0]
-    counted = counted_labels(readout, logits, labels)
+    columns, counted = _readout(model).columns(labels)
+    losses = token_losses(logits, columns)[0]
     if counted is None:
         return losses.mean(axis=-1)
     return jnp.where(counted, losses, 0.0).sum(axis=-1) / jnp.maximum(counted.sum(axis=-1), 1)
@@ -254,5 +256,5 @@ def head_window_losses(
     fed = tokens[:, :-1]
     features = outputs(target, target_params, fed, taps=model.taps).features
     assert features is not None
-    logits = unrolled(model, params, fed, features, 1)[0]
+    logits = unrolled(model, params, fed, features, 1, compact=True)[0]
     return _window_means(model.body, logits, tokens[:, 1:])

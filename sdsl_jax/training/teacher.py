@@ -6,13 +6,15 @@ start.
       <name>.json    which windows they are, the SHA-256 of the file, and the error of storing them
 
 The key digests whatever decides a record: the teacher's weights, the corpus, the temperature, and
-how many probabilities are kept. A shard without its .json does not count, so a process that is killed
-loses one shard. A record depends on its window alone: whichever process of a machine computes it, and
+how many probabilities are kept. Where features are kept too, its blocks follow the digest, and drafts
+that need the probabilities alone read them there. A shard without its .json does not count, so a
+process that is killed loses one shard. A record depends on its window alone: whichever process of a machine computes it, and
 beside which others, it has the same bits.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import secrets
 import time
@@ -53,11 +55,13 @@ class _Shard(NamedTuple):
 
     Attributes:
       path: Its file of records.
+      record: What is stored of a window.
       windows: The windows in it, in order.
       error: Mean distance in total variation of the stored distributions from the true ones.
     """
 
     path: Path
+    record: np.dtype
     windows: list[int]
     error: float
 
@@ -71,11 +75,16 @@ class TeacherCache:
     """
 
     def __init__(
-        self, record: np.dtype, dataset: Dataset, shards: Sequence[_Shard], needed: Sequence[int]
+        self,
+        fields: Sequence[str],
+        dataset: Dataset,
+        shards: Sequence[_Shard],
+        needed: Sequence[int],
     ):
-        self._dataset = dataset
+        self._fields, self._dataset = fields, dataset
         self._rows = [
-            np.memmap(shard.path, record, "r", shape=(len(shard.windows),)) for shard in shards
+            np.memmap(shard.path, shard.record, "r", shape=(len(shard.windows),))
+            for shard in shards
         ]
         self._at = {
             window: (number, row)
@@ -91,7 +100,7 @@ class TeacherCache:
     def __getitem__(self, window: int) -> dict[str, np.ndarray]:
         number, row = self._at[int(window)]
         record = self._rows[number][row]
-        fields = {name: np.array(record[name]) for name in record.dtype.names}
+        fields = {name: np.array(record[name]) for name in self._fields}
         if "tokens" not in fields:
             fields["tokens"] = self._dataset.train_windows[int(window)]
         fields["tokens"] = fields["tokens"].astype(np.int32)
@@ -137,10 +146,9 @@ def cache_folder(config: StudyConfig, dataset: Dataset) -> Path:
     ]
     if distil.text == "samples":
         parts += ["samples", distil.prompt_tokens, config.seed]
-    if distil.taps:
-        parts += ["taps", *distil.taps]
     home = Path(distil.cache) if distil.cache else teachers_folder()
-    return home / json_sha256(parts)[:20]
+    taps = "".join(f"-{tap}" for tap in distil.taps)
+    return home / (json_sha256(parts)[:20] + taps)
 
 
 def teacher_digest(distil: DistilConfig) -> str:
@@ -203,7 +211,7 @@ def open_teacher(
     """
     folder, record = cache_folder(config, dataset), _record(config.distil, dataset)
     needed = sorted({int(window) for window in windows})
-    shards = list(_shards(folder, record, progress))
+    shards = [*_shards(folder, record, progress), *_with_more(config, dataset, folder, progress)]
     if _missing(needed, shards):
         require(
             jax.process_count() == 1,
@@ -215,15 +223,17 @@ def open_teacher(
             folder.mkdir(parents=True, exist_ok=True)
             with locked(maker_lock(folder)):
                 # Another process may have computed them meanwhile.
-                shards = list(_shards(folder, record, progress, clean=True))
+                more = list(_with_more(config, dataset, folder, progress))
+                shards = [*_shards(folder, record, progress, clean=True), *more]
                 if missing := _missing(needed, shards):
                     _fill(config, dataset, folder, record, missing, progress)
-                    shards = list(_shards(folder, record, progress))
+                    shards = [*_shards(folder, record, progress), *more]
         except OSError as error:
             raise SdslError(
                 f"the teacher's probabilities cannot be written to {folder} ({error.strerror or error})."
             ) from None
-    cache = TeacherCache(record, dataset, shards, needed)
+    assert record.names is not None
+    cache = TeacherCache(record.names, dataset, shards, needed)
     kept = config.distil.kept(dataset.tokenizer.vocab_size)
     how = f"the {kept} most probable tokens and the rest" if kept else "all tokens"
     progress.note(
@@ -282,11 +292,21 @@ def _shards(
             whole = False
         if whole:
             readable |= {index, path}
-            yield _Shard(path, values["windows"], values["error"])
+            yield _Shard(path, record, values["windows"], values["error"])
         elif clean:
             progress.note(f"teacher: {path} is damaged; its windows are computed again")
     for path in set(folder.glob("*")) - readable if clean else ():
         path.unlink(missing_ok=True)
+
+
+def _with_more(
+    config: StudyConfig, dataset: Dataset, folder: Path, progress: Progress
+) -> Iterator[_Shard]:
+    """The readable shards that have features beside the probabilities, where only these are needed."""
+    for other in () if config.distil.taps else sorted(folder.parent.glob(f"{folder.name}-*")):
+        taps = tuple(map(int, other.name.split("-")[1:]))
+        record = _record(dataclasses.replace(config.distil, taps=taps), dataset)
+        yield from _shards(other, record, progress)
 
 
 def _fill(

@@ -28,6 +28,7 @@ from sdsl_jax.study import run_study
 from sdsl_jax.training import plan_rungs, train_ladder
 from sdsl_jax.training.objectives import (
     Objective,
+    Readout,
     TeacherProbs,
     acceptance,
     coarsened,
@@ -175,6 +176,7 @@ def test_coarsening_moves_every_number_one_way_and_by_no_more_than_the_rest(x64)
 # Drafts of a truncated readout.
 
 READOUT = (1, 3, 4, 7, 10)
+ALL = Readout((), 12)
 
 
 def truncated(z):
@@ -190,10 +192,11 @@ def test_a_truncated_readout_is_compared_over_the_whole_vocabulary(top, temperat
     z_p, z_q = (np.asarray(logits(s, 30, 12)) for s in (14, 15))
     log_p = jax.nn.log_softmax(z_p)
     ids = jax.lax.top_k(log_p, top)[1] if top else None
-    inputs = truncated(jnp.asarray(z_q, jnp.float32))
+    inputs = jnp.asarray(z_q, jnp.float32)[:, np.asarray(READOUT)]
     objective = Objective("tv", temperature=temperature)
     teacher = TeacherProbs(coarsened(log_p, ids), ids)
-    seen = compared(objective, inputs, jax.nn.logsumexp(inputs, -1), teacher)
+    readout = Readout(READOUT, 12)
+    seen = compared(objective, readout, inputs, jax.nn.logsumexp(inputs, -1), teacher)
     # The same in numpy, token by token.
     p, q = np.exp(np.asarray(log_p, float)), np.zeros((30, 12))
     weights = np.exp(np.asarray(z_q, float)[:, list(READOUT)] / temperature)
@@ -223,7 +226,8 @@ def test_a_truncated_readout_is_compared_over_the_whole_vocabulary(top, temperat
     assert (alpha <= reached + 1e-12).all()
     assert (np.asarray(acceptance(*seen)) <= reached + 1e-6).all()
     for kind, values in expected.items():
-        np.testing.assert_allclose(divergence(kind, *seen), values, rtol=2e-5, atol=1e-6)
+        # What is left for the others, 1 − Σ q, loses digits in float32.
+        np.testing.assert_allclose(divergence(kind, *seen), values, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -276,9 +280,9 @@ def test_both_are_compared_at_the_temperature():
     z = logits(13, 2, 3, 9).astype(jnp.float32)
     log_p = jax.nn.log_softmax(z / 0.5)
     teacher = TeacherProbs(log_p)
-    same = compared(Objective("tv", temperature=0.5), z, jax.nn.logsumexp(z, -1), teacher)
+    same = compared(Objective("tv", temperature=0.5), ALL, z, jax.nn.logsumexp(z, -1), teacher)
     np.testing.assert_allclose(*same, atol=1e-5)
-    plain = compared(Objective("tv"), z, jax.nn.logsumexp(z, -1), teacher)
+    plain = compared(Objective("tv"), ALL, z, jax.nn.logsumexp(z, -1), teacher)
     np.testing.assert_allclose(plain[1], jax.nn.log_softmax(z), atol=1e-6)
 
 
@@ -423,6 +427,19 @@ def test_what_the_teacher_says_of_a_window_depends_on_nothing_else(trained, data
     assert any("is damaged; its windows are computed again" in note for note in notes.notes)
     np.testing.assert_array_equal(again[windows[3]]["log_probs"], whole[windows[3]]["log_probs"])
     assert not shard.exists()
+    # Drafts that read no features find the probabilities beside those of drafts that do.
+    tapped = dataclasses.replace(
+        alone, distil=dataclasses.replace(alone.distil, cache=str(tmp_path / "more"), taps=(1,))
+    )
+    with_features = open_teacher(tapped, dataset, windows[:2], Silent())[windows[1]]
+    notes = Notes()
+    untapped = dataclasses.replace(tapped.distil, taps=())
+    without = open_teacher(
+        dataclasses.replace(tapped, distil=untapped), dataset, windows[:2], notes
+    )[windows[1]]
+    assert not any("are to be computed" in note for note in notes.notes)
+    assert set(without) == set(with_features) - {"features"}
+    np.testing.assert_array_equal(without["log_probs"], with_features["log_probs"])
 
 
 @pytest.mark.slow
@@ -449,7 +466,7 @@ def test_stored_probabilities_are_as_far_off_as_they_say(
             jnp.stack([r["log_probs"] for r in rows]),
             jnp.stack([r["ids"] for r in rows]) if top else None,
         )
-        seen = compared(Objective("tv"), log_q, jnp.zeros(log_q.shape[:-1]), teacher)
+        seen = compared(Objective("tv"), ALL, log_q, jnp.zeros(log_q.shape[:-1]), teacher)
         error = float(jnp.abs(acceptance(*seen) - exact).mean())
         assert error <= cache.kept_error + 1e-6 < most
         assert error > cache.kept_error / 50  # a bound, and no idle one
