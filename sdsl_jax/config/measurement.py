@@ -169,3 +169,38 @@ class ClockConfig:
                 self.prompts % batch == 0,
                 f"clock.batches holds {batch}, which does not divide clock.prompts ({self.prompts}).",
             )
+
+
+@dataclass(frozen=True)
+class RaceConfig:
+    """Which draft decodes fastest on the clock, chosen on some prompts and judged on others. Nothing
+    is raced while `drafts` is empty.
+
+    Every draft decodes with the largest target, one request at a time, at every lookahead and with
+    each of `ngram_first`. Prompts are the first `measure.prompt_tokens` tokens of documents of the
+    domains in `conditions.domains`, of each equally many; without domains, windows of the test split.
+
+    Attributes:
+      drafts: Names of the drafts that take part, with or without budget and seed, in which `*`, `?`
+        and `[…]` are wildcards.
+      lookaheads: Lookaheads that every draft tries.
+      ngram_first: n of the n-grams that draft where one occurs earlier; 0 for the draft alone.
+      temperatures: Each has a winner of its own.
+      choosing_prompts: Prompts of each domain that choose the winner.
+      prompts: Further prompts of each domain, on which the winner is judged.
+    """
+
+    drafts: tuple[str, ...] = ()
+    lookaheads: tuple[int, ...] = (1, 2, 4)
+    ngram_first: tuple[int, ...] = (0,)
+    temperatures: tuple[float, ...] = (1.0,)
+    choosing_prompts: int = 8
+    prompts: int = 24
+
+    def __post_init__(self):
+        require_in("[1, inf)", "race.lookaheads", self.lookaheads)
+        require_in("[0, inf)", "race.ngram_first", self.ngram_first)
+        require_in("[0, inf)", "race.temperatures", self.temperatures)
+        for name in ("lookaheads", "ngram_first", "temperatures"):
+            require_distinct(f"race.{name}", getattr(self, name))
+        require_fields("race", self, choosing_prompts="[2, inf)", prompts="[4, inf)")

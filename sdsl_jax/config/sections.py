@@ -10,7 +10,13 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from sdsl_jax.config.measurement import ClockConfig, ConditionsConfig, HoldoutConfig, MeasureConfig
+from sdsl_jax.config.measurement import (
+    ClockConfig,
+    ConditionsConfig,
+    HoldoutConfig,
+    MeasureConfig,
+    RaceConfig,
+)
 from sdsl_jax.counts import WholeCount
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.ranges import require_distinct, require_fields, require_in
@@ -549,6 +555,7 @@ class StudyConfig:
     conditions: ConditionsConfig = ConditionsConfig()
     holdout: HoldoutConfig = HoldoutConfig()
     clock: ClockConfig = ClockConfig()
+    race: RaceConfig = RaceConfig()
 
     def __post_init__(self):
         require(
@@ -596,11 +603,16 @@ class StudyConfig:
             f"family.readout is {list(self.family.readout)} and distil.cut {self.distil.cut!r}: only drafts with tables of their "
             "own can be truncated.",
         )
-        longest = max((*self.clock.lookaheads, *self.clock.batch_lookaheads))
-        require(
-            not self.clock.lookaheads or longest + 1 < self.measure.new_tokens,
-            f"measure.new_tokens is {self.measure.new_tokens}; a round of the largest lookahead in [clock] ({longest}) must fit.",
-        )
+        clock, race = self.clock, self.race
+        for section, asked, lookaheads in (
+            ("clock", clock.lookaheads, (*clock.lookaheads, *clock.batch_lookaheads)),
+            ("race", race.drafts, race.lookaheads),
+        ):
+            require(
+                not asked or max(lookaheads) + 1 < self.measure.new_tokens,
+                f"measure.new_tokens is {self.measure.new_tokens}; a round of the largest lookahead in [{section}] "
+                f"({max(lookaheads)}) must fit.",
+            )
         require(
             self.distil.text == "corpus" or self.distil.prompt_tokens < self.data.sequence_length,
             f"distil.prompt_tokens is {self.distil.prompt_tokens}; it must be less than data.sequence_length "

@@ -14,10 +14,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Int
+
 from sdsl_jax.config import DataConfig, DomainConfig
 from sdsl_jax.data.articles import of_split
 from sdsl_jax.data.corpus import identity
-from sdsl_jax.data.dataset import Dataset, Text
+from sdsl_jax.data.dataset import Dataset, Text, spread
 from sdsl_jax.data.documents import READERS, SEPARATOR, TextColumn, documents
 from sdsl_jax.data.folders import kind_of, read_folder
 from sdsl_jax.errors import SdslError, require
@@ -131,6 +134,36 @@ def load_domain(
         f"{text.sequence_length}; it must hold at least {needed}, one for each of measure.prompts.",
     )
     return text
+
+
+def domain_prompts(
+    domain: DomainConfig,
+    dataset: Dataset,
+    count: int,
+    length: int,
+    data: DataConfig = _NO_ARTICLES,
+) -> Int[np.ndarray, "count length"]:
+    """The first tokens of documents of a domain, spread evenly over those that are long enough.
+
+    Args:
+      domain: The domain, made of files.
+      dataset: The study's corpus, for its tokenizer.
+      count: Number of documents.
+      length: Tokens of each.
+      data: The study's corpus as the settings describe it, which says what of a domain is held out.
+
+    Raises:
+      SdslError: As `load_domain`, or too few documents are so long.
+    """
+    files = domain_files(domain)
+    # A token has at most so many characters; the rest of a document need not be encoded.
+    texts = (text[: 64 * length] for text in _chosen(files, domain, data, every=1))
+    encoded = [ids for text in texts if len(ids := dataset.tokenizer.encode(text)) >= length]
+    require(
+        len(encoded) >= count,
+        f"the domain {domain.name!r} holds {len(encoded)} documents of {length} tokens or more; {count} are needed.",
+    )
+    return np.stack([encoded[i][:length] for i in spread(len(encoded), count)]).astype(np.int32)
 
 
 def _chosen(files: list[Path], domain: DomainConfig, data: DataConfig, every: int) -> Iterator[str]:

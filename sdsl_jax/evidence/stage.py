@@ -14,6 +14,7 @@ from sdsl_jax.evidence.holdout import Holdout, holdout
 from sdsl_jax.evidence.kinds import Kinds, kinds
 from sdsl_jax.evidence.law_comparison import LawComparison, LawInputs, acceptance_laws, law_inputs
 from sdsl_jax.evidence.objectives import Objectives, objectives
+from sdsl_jax.evidence.race import Race, race
 from sdsl_jax.evidence.same_data import SameData, same_data
 from sdsl_jax.evidence.study_records import StudyRecords
 
@@ -40,6 +41,7 @@ class Evidence:
       clock: predicted and measured speed-ups on the clock
       objectives: what training for acceptance changes
       kinds: which kind of draft is best
+      race: how much faster the best draft decodes, on prompts that did not choose it
     """
 
     claims: Claims | None = None
@@ -57,6 +59,7 @@ class Evidence:
     clock: Clock | None = None
     objectives: Objectives | None = None
     kinds: Kinds | None = None
+    race: Race | None = None
 
 
 def gather(records: StudyRecords) -> Evidence:
@@ -77,4 +80,5 @@ def gather(records: StudyRecords) -> Evidence:
         clock(records),
         objectives(records),
         kinds(records),
+        race(records),
     )

@@ -20,6 +20,7 @@ from sdsl_jax.records import (
     LatencyRecord,
     LossRecord,
     ModelRecord,
+    RaceRecord,
     RunRecord,
     SurvivalRecord,
     longest_trained,
@@ -103,6 +104,7 @@ class StudyRecords:
     timed_runs = _table("runs", RunRecord, optional=True)
     timed_models = _table("timed_models", ModelRecord, optional=True)
     clock = _table("clock", ClockRecord, optional=True)
+    race = _table("race", RaceRecord, optional=True)
 
     def __init__(self, folder: str | Path, **tables: Any):
         self.folder = Path(folder)

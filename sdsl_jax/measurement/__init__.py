@@ -11,6 +11,7 @@ from sdsl_jax.measurement.measured_pair import (
     measure_pair,
     speculate,
 )
+from sdsl_jax.measurement.race import race_study
 from sdsl_jax.measurement.stage import (
     Conditions,
     Measurements,
@@ -30,6 +31,7 @@ __all__ = [
     "measure_conditions",
     "measure_pair",
     "measure_study",
+    "race_study",
     "speculate",
     "time_study",
 ]

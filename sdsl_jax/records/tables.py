@@ -326,6 +326,42 @@ class RunRecord:
 
 
 @dataclass(frozen=True)
+class RaceRecord:
+    """One decoder on one prompt of a race; a row of `race.csv`. All decoders of one temperature and
+    part ran one after another, prompt by prompt.
+
+    Attributes:
+      target_id: target model
+      draft_id: draft model; empty for plain decoding
+      lookahead: draft tokens per round, γ; 0 for plain decoding
+      ngram: n-grams of at least so many tokens drafted first; 0 for the draft alone
+      temperature: sampling temperature
+      part: "choosing", or "judging" for the winner of it beside plain decoding
+      domain: kind of text
+      prompt: number of the prompt in its part
+      seconds: seconds of all rounds, prefill and compilation not included
+      rounds: rounds; steps, for plain decoding
+      tokens: tokens emitted
+      threads: threads that a computation may use; 0 if not set
+      device: device timed on
+    """
+
+    target_id: str
+    draft_id: str
+    lookahead: int
+    ngram: int
+    temperature: float
+    part: str
+    domain: str
+    prompt: int
+    seconds: float
+    rounds: int
+    tokens: int
+    threads: int = 0
+    device: str = ""
+
+
+@dataclass(frozen=True)
 class GenerationRecord:
     """The time of single requests, as a caller of the decoder sees it; a row of `generation.csv`.
 
@@ -536,6 +572,7 @@ TABLES: dict[str, type] = {
     "runs": RunRecord,
     # Models of other folders that took part in those runs.
     "timed_models": ModelRecord,
+    "race": RaceRecord,
     # Exact acceptance at other temperatures, in other domains and of other drafts; those drafts;
     # everybody's losses there.
     "conditions": AcceptanceRecord,
@@ -551,6 +588,7 @@ MAY_BE_EMPTY = (
     "timings",
     "runs",
     "timed_models",
+    "race",
     "conditions",
     "other_models",
     "losses",

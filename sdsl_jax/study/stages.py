@@ -337,6 +337,18 @@ def _calibrated(study: Study, path: Path) -> list[TimingRecord]:
     return rows
 
 
+def _race(study: Study) -> None:
+    from sdsl_jax.evidence.race import race
+    from sdsl_jax.measurement import race_study
+
+    models = study.records.trained
+    rows = race_study(study.config, study.dataset, models, study.folder, study.progress)
+    write_table(study.records_folder, "race", rows)
+    if found := race(study.records):
+        for result in found.results:
+            study.progress.note(f"race, {result}")
+
+
 def _evidence(study: Study) -> None:
     from sdsl_jax.evidence import gather
 
@@ -366,6 +378,7 @@ _RECORDS = ("records/models.csv", *_MEASURED)
 _CONDITIONS = tuple(f"records/{n}.csv" for n in ("conditions", "other_models", "losses"))
 # Decoders on the clock. The races of `codesign`, one draft for each target, are in clock.csv.
 _TIMED = tuple(f"records/{n}.csv" for n in ("runs", "timed_models"))
+_RACED = "records/race.csv"
 _FITS, _EVIDENCE, _CHECKS = (f"records/{n}.json" for n in ("fits", "evidence", "checks"))
 _SOLVED = ("records/codesign.json", "records/landscapes.json", "records/clock.csv")
 _FIGURES = tuple(
@@ -396,17 +409,20 @@ STAGES = {
         _calibrate, ("seed", "clock"), (), ("records/timings.csv",), times="timings"
     ),
     "clock": Stage(_clock, (*_MODEL, "measure", "clock"), _RECORDS[:1], _TIMED, times="runs"),
+    "race": Stage(
+        _race, (*_MODEL, "measure", "conditions", "race"), _RECORDS[:1], (_RACED,), times="race"
+    ),
     "evidence": Stage(
         _evidence,
         (*_MODEL, "measure", "fit", "codesign", "holdout"),
-        (*_RECORDS, *_CONDITIONS, *_TIMED, _FITS, "records/codesign.json", _CHECKS),
+        (*_RECORDS, *_CONDITIONS, *_TIMED, _RACED, _FITS, "records/codesign.json", _CHECKS),
         (_EVIDENCE,),
         optional=("records/hardware.toml", "records/predictions.json"),
     ),
     "figures": Stage(_figures, (), (*_RECORDS, _FITS, *_SOLVED, _EVIDENCE), _FIGURES),
     "report": Stage(
         _report,
-        ("name", *_MODEL, *_MAKING, "conditions", "fit", "codesign", "clock", "holdout"),
+        ("name", *_MODEL, *_MAKING, "conditions", "fit", "codesign", "clock", "race", "holdout"),
         (*_RECORDS, _FITS, *_SOLVED, _EVIDENCE, _CHECKS, *_FIGURES),
         ("report.html",),
     ),
