@@ -25,7 +25,19 @@ from sdsl_jax.statistics import (
 
 ROWS = [
     AcceptanceRecord(
-        "d1", "t,1", "teacher_forced_text", 0, 1.0, 'a "domain"', 0.1 + 0.2, 0.29, 0.31, 0.9, 3, 40
+        "d1",
+        "t,1",
+        "teacher_forced_text",
+        0,
+        1.0,
+        'a "domain"',
+        0.1 + 0.2,
+        0.29,
+        0.31,
+        0.9,
+        3,
+        40,
+        1.0,
     ),
     AcceptanceRecord("d2", "t,1", "decoded_tar", 4, 0.7, "x", 1 / 3),
 ]

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from sdsl_jax.decoding import Head, Model, Sampling, overlap, probabilities
 from sdsl_jax.decoding.feature_drafter import with_tables
 from sdsl_jax.errors import require
-from sdsl_jax.measurement.overlap import PairOverlap
+from sdsl_jax.measurement.overlap import PairOverlap, reached
 from sdsl_jax.models import ModelConfig, outputs
 from sdsl_jax.models.feature_head import HeadConfig, unrolled
 
@@ -47,7 +47,7 @@ def _compare(
     target: ModelConfig,
     first: int,
     drafts: int,
-) -> tuple[Float[Array, "K B T"], Float[Array, "B T K"] | None]:
+) -> tuple[Float[Array, "K B T"], Float[Array, "B T K"] | None, Float[Array, "B T"] | None]:
     with jax.default_matmul_precision("highest"):
         told = outputs(target, target_params, tokens, taps=head.taps)
         assert told.features is not None
@@ -55,14 +55,16 @@ def _compare(
     p = probabilities(told.logits[:, first:], sampling)
     q = probabilities(logits[:, :, first:], sampling)
     accepted = jnp.stack([overlap(p, each) for each in q])
+    ids = head.body.readout_ids
+    of_ids = reached(p, ids) if ids else None
     if following is None:
-        return accepted, None
+        return accepted, None, of_ids
     p_of, *q_of = (
         jnp.take_along_axis(probs, following[..., None], axis=-1)[..., 0] for probs in (p, *q)
     )
     # The target drew the token; in this pass its probability may still round to 0.
     ratios = jnp.stack(q_of, axis=-1) / jnp.maximum(p_of, jnp.finfo(p_of.dtype).tiny)[..., None]
-    return accepted, jnp.minimum(1.0, ratios)
+    return accepted, jnp.minimum(1.0, ratios), of_ids
 
 
 def head_overlap(
@@ -95,11 +97,11 @@ def head_overlap(
     n, length = contexts.shape
     rows = 4 * head.config.ids * (drafts + 1) * length
     rows = max(1, min(_MOST_ROWS, n, _BYTES // rows))
-    accepted, drawn = [], []
+    accepted, drawn, of_ids = [], [], []
     for begin in range(0, n, rows):
         # Repeats of the first contexts fill up the last chunk.
         index = np.arange(begin, begin + rows) % n
-        some, ratios = _compare(
+        some, ratios, reach = _compare(
             head.params,
             target.params,
             jnp.asarray(contexts[index]),
@@ -114,6 +116,8 @@ def head_overlap(
         accepted.append(np.asarray(some, float)[:, kept])
         if ratios is not None:
             drawn.append(np.asarray(ratios)[kept])
+        if reach is not None:
+            of_ids.append(np.asarray(reach, float)[kept])
     by_draft = np.concatenate(accepted, axis=1)
     require(
         np.isfinite(by_draft).all(),
@@ -121,11 +125,16 @@ def head_overlap(
     )
     if counted is None:
         counted = np.ones((n, length - first), bool)
+
+    def sums(values: np.ndarray, k: int) -> np.ndarray:
+        return np.where(counted, values, 0.0)[None, :, k:].sum(axis=-1)
+
     overlaps = [
         PairOverlap(
-            np.where(counted, by_draft[k], 0.0)[None, :, k:].sum(axis=-1),
+            sums(by_draft[k], k),
             counted[:, k:].sum(axis=1),
             np.where(counted & (np.arange(length - first) >= k), by_draft[k], 0.0)[None],
+            sums(np.concatenate(of_ids), k) if of_ids else None,
         )
         for k in range(drafts)
     ]

@@ -40,15 +40,24 @@ class PairOverlap:
       positions: Number of positions of each context.
       by_position: Σ_v min(p_v, q_v) at every position, 0 where it is not compared; None unless it was
         asked for.
+      reached: Σ_v p_v over the ids that a truncated draft can give; None of other drafts.
     """
 
     acceptance: Float[np.ndarray, "S contexts"]
     positions: Int[np.ndarray, " contexts"]
     by_position: Float[np.ndarray, "S contexts T"] | None = None
+    reached: Float[np.ndarray, "S contexts"] | None = None
 
     def mean(self, confidence: float, sampling: int = 0) -> Interval:
         """α at one of the samplings: the mean over all positions, with contexts as clusters."""
         return ratio_interval(self.acceptance[sampling], self.positions, confidence)
+
+    def bound(self, sampling: int = 0) -> float:
+        """p(K), which α cannot exceed: the target's mean probability of the K ids that the draft can
+        give; 1 where it can give all."""
+        if self.reached is None:
+            return 1.0
+        return float(self.reached[sampling].sum() / self.positions.sum())
 
 
 @dataclass(frozen=True)
@@ -125,6 +134,19 @@ def _score(
         following = jnp.log(jnp.stack(chosen))
     broken = (~finite_logits(logits) & counts).sum()
     return _Scored(probs, (entropy * counts).sum(axis=-1), following, broken)
+
+
+def reached(p: Float[Array, "... V"], ids: tuple[int, ...]) -> Float[Array, ...]:
+    """Σ p_v over some ids."""
+    return p[..., np.asarray(ids)].sum(axis=-1)
+
+
+@functools.partial(jax.jit, static_argnames="ids")
+def _reached(
+    p: _Scored, counts: Bool[Array, "B T"], *, ids: tuple[int, ...]
+) -> Float[Array, "S B"]:
+    each = jnp.stack([reached(probs, ids) for probs in p.probs])
+    return jnp.where(counts[None], each, 0).sum(axis=-1)
 
 
 @functools.partial(jax.jit, static_argnames="by_position")
@@ -257,6 +279,9 @@ def pairwise_overlap(
     sums: dict[tuple[str, str], list[Any]] = defaultdict(list)
     values: dict[tuple[str, str], list[Any]] = defaultdict(list)
     scores: dict[tuple[str, str], list[Any]] = defaultdict(list)
+    # By target and ids: the many drafts of a readout share them.
+    reach: dict[tuple[str, tuple[int, ...]], list[Any]] = defaultdict(list)
+    readouts = {name: model.config.readout_ids for name, model in drafts.items()}
 
     def compare_chunk(begin: int) -> None:
         """A function of its own so that one chunk's distributions are freed before the next one's exist."""
@@ -289,6 +314,9 @@ def pairwise_overlap(
             return scored
 
         scored = {name: score("target", name, model) for name, model in targets.items()}
+        for ids in {*readouts.values()} - {()}:
+            for target, p in scored.items():
+                reach[target, ids].append(np.asarray(_reached(p, mask, ids=ids), float)[:, kept])
         for draft, model in drafts.items():
             q = score("draft", draft, model)
             for target, p in scored.items():
@@ -308,7 +336,13 @@ def pairwise_overlap(
 
     def overlap_of(pair: tuple[str, str]) -> PairOverlap:
         each = np.concatenate(values[pair], axis=1) if by_position else None
-        return PairOverlap(np.concatenate(sums[pair], axis=-1), positions, each)
+        of_ids = reach.get((pair[1], readouts[pair[0]]))
+        return PairOverlap(
+            np.concatenate(sums[pair], axis=-1),
+            positions,
+            each,
+            None if of_ids is None else np.concatenate(of_ids, axis=-1),
+        )
 
     return Overlaps(
         {pair: overlap_of(pair) for pair in sums},

@@ -86,9 +86,10 @@ class PairRows:
     ) -> AcceptanceRecord:
         """A row of `acceptance.csv` from the overlap at one of its samplings."""
         alpha = value.mean(self.confidence, sampling)
-        return self.acceptance(
+        row = self.acceptance(
             estimator, lookahead, alpha, len(value.positions), int(value.positions.sum())
         )
+        return dataclasses.replace(row, alpha_bound=value.bound(sampling))
 
     def decoded(
         self, lookahead: int, statistics: DecodedStatistics, clusters: int

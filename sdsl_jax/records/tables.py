@@ -168,6 +168,8 @@ class AcceptanceRecord:
       confidence: confidence of the interval
       clusters: windows or prompts
       tokens: positions that were averaged
+      alpha_bound: p(K), which alpha cannot exceed: the target's mean probability of the K ids that a
+        truncated draft can give; 1 for other drafts, and not a number where it was not measured
     """
 
     draft_id: str
@@ -182,6 +184,7 @@ class AcceptanceRecord:
     confidence: float = math.nan
     clusters: int = 0
     tokens: int = 0
+    alpha_bound: float = math.nan
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ def test_overlap_is_that_of_the_unrolled_drafts():
     p = np.asarray(jax.nn.softmax(out.logits / 0.8))[:, 4:]
     q = unrolled(head.config, head.params, jnp.asarray(tokens[:, :-1]), out.features, 3)
     q = np.asarray(jax.nn.softmax(q / 0.8))[:, :, 4:]
+    assert found.drafts[0].bound() == 1
     for k in range(3):
         alpha = np.minimum(p, q[k]).sum(-1)
         np.testing.assert_allclose(found.drafts[k].acceptance[0], alpha[:, k:].sum(-1), rtol=1e-4)

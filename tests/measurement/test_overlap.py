@@ -189,3 +189,27 @@ def test_logits_that_are_not_finite_are_refused_at_any_sampling(case, role):
             following=following,
             lengths=lengths,
         )
+
+
+def test_a_truncated_draft_is_bounded_by_what_the_target_gives_its_ids(case):
+    """p(K), in the very positions that α counts; nothing else changes."""
+    contexts, following, lengths, _ = case
+    ids = (0, 2, 5)
+    small = Model(dataclasses.replace(CONFIG, readout_ids=ids), DRAFTS["a"].params)
+    found = pairwise_overlap(
+        {"a": DRAFTS["a"], "small": small},
+        TARGETS,
+        contexts,
+        first=FIRST,
+        samplings=SAMPLINGS,
+        following=following,
+        lengths=lengths,
+    )
+    counts = (np.arange(FIRST, L) < lengths[:, None])[..., None]
+    for target, model in TARGETS.items():
+        assert found.pairs["a", target].bound() == 1
+        p = np.exp(by_hand(model, contexts)[0])[..., ids] * counts
+        pair = found.pairs["small", target]
+        assert pair.bound() == pytest.approx(p.sum() / counts.sum(), abs=1e-6)
+        for sampling in range(len(SAMPLINGS)):
+            assert pair.mean(0.9, sampling).estimate <= pair.bound(sampling) + 1e-6

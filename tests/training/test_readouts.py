@@ -97,6 +97,9 @@ def test_a_study_measures_readouts_side_by_side(tmp_path):
         for m in (target, small)
     )
     assert (np.minimum(p, q).sum(-1) <= p[..., ids].sum(-1) + 1e-6).all()
+    bounds = {r.draft_id: r for r in records.measured_acceptance if "text" in r.estimator}
+    assert bounds[next(m.model_id for m in drafts if not m.readout)].alpha_bound == 1
+    assert 0 < bounds[small.record.model_id].alpha < bounds[small.record.model_id].alpha_bound < 1
 
     # And training goes on from a draft of the same readout.
     distilled = tiny(
