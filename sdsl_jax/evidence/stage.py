@@ -15,6 +15,7 @@ from sdsl_jax.evidence.kinds import Kinds, kinds
 from sdsl_jax.evidence.law_comparison import LawComparison, LawInputs, acceptance_laws, law_inputs
 from sdsl_jax.evidence.objectives import Objectives, objectives
 from sdsl_jax.evidence.race import Race, race
+from sdsl_jax.evidence.readouts import Readouts, readouts
 from sdsl_jax.evidence.same_data import SameData, same_data
 from sdsl_jax.evidence.study_records import StudyRecords
 
@@ -41,6 +42,7 @@ class Evidence:
       clock: predicted and measured speed-ups on the clock
       objectives: what training for acceptance changes
       kinds: which kind of draft is best
+      readouts: how size, tokens and the ids that a draft proposes make its acceptance
       race: how much faster the best draft decodes, on prompts that did not choose it
     """
 
@@ -59,6 +61,7 @@ class Evidence:
     clock: Clock | None = None
     objectives: Objectives | None = None
     kinds: Kinds | None = None
+    readouts: Readouts | None = None
     race: Race | None = None
 
 
@@ -80,5 +83,6 @@ def gather(records: StudyRecords) -> Evidence:
         clock(records),
         objectives(records),
         kinds(records),
+        readouts(records),
         race(records),
     )

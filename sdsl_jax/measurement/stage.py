@@ -132,6 +132,9 @@ def measure_study(
         for role in ("draft", "target")
         for r in longest_trained(of_text, role) or longest_trained(records, role)
     }
+    for readout in {r.readout for r in records} - {0}:
+        of_readout = [r for r in records if r.readout == readout and not r.kind]
+        largest |= {r.model_id for r in longest_trained(of_readout, "draft")}
     everything = {*loaded, *models.heads}
     decoding = {"all": everything, "largest": largest, "none": set[str]()}[m.decode]
     pairs = [pair for pair in models.pairs if {*pair} <= decoding]
