@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from sdsl_jax.evidence.common import Estimate
 from sdsl_jax.evidence.study_records import StudyRecords
 from sdsl_jax.records import RaceRecord
-from sdsl_jax.statistics import Interval, bootstrap_weights
+from sdsl_jax.statistics import bootstrap_weights
 
 # The name that stands for all kinds of text together.
 ALL = "all"
@@ -45,7 +46,7 @@ class RaceResult:
     temperature: float
     rivals: int
     prompts: int
-    speedups: dict[str, Interval]
+    speedups: dict[str, Estimate]
     tokens_per_round: float
     predicted: float
     error: float
@@ -99,7 +100,7 @@ def _speedup(
     plain: Sequence[RaceRecord],
     confidence: float,
     seed: int,
-) -> Interval:
+) -> Estimate:
     sums = _sums(fast), _sums(plain)
     raced = np.flatnonzero(sums[0][:, 1])
     draws = bootstrap_weights(len(raced), _DRAWS, seed)
@@ -109,7 +110,7 @@ def _speedup(
         return tokens / seconds * plain_seconds / plain_tokens
 
     low, high = np.quantile(ratios(draws), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(ratios(np.ones(len(raced)))), float(low), float(high))
+    return Estimate(float(ratios(np.ones(len(raced)))), float(low), float(high))
 
 
 def _result(rows: Sequence[RaceRecord], confidence: float, seed: int) -> RaceResult:

@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from sdsl_jax.evidence.common import training_run
+from sdsl_jax.evidence.common import Estimate, training_run
 from sdsl_jax.evidence.size_lines import BEYOND, GRID, least_squares, with_ones
 from sdsl_jax.evidence.study_records import StudyRecords
 from sdsl_jax.records import ModelRecord
-from sdsl_jax.statistics import Interval, quantile_interval, resampled, student_quantile
+from sdsl_jax.statistics import quantile_interval, resampled, student_quantile
 
 # Level, and slopes in ln N, ln D and ln K.
 _TERMS = ("level", "size", "tokens", "readout")
@@ -33,7 +33,7 @@ class ReadoutPrediction:
     """
 
     draft_id: str
-    predicted: Interval
+    predicted: Estimate
     measured: float
 
 
@@ -53,9 +53,9 @@ class ReadoutOptimum:
 
     readout: int
     alpha_bound: float
-    draft_params: Interval
+    draft_params: Estimate
     lookahead: int
-    speedup: Interval
+    speedup: Estimate
     inside: float
 
 
@@ -81,7 +81,7 @@ class Readouts:
     target_id: str
     objective: str
     drafts: int
-    slopes: dict[str, Interval]
+    slopes: dict[str, Estimate]
     residual: float
     predictions: list[ReadoutPrediction]
     error: float
@@ -140,8 +140,8 @@ def readouts(records: StudyRecords) -> Readouts | None:
     )
 
 
-def _around(estimate: float, draws: np.ndarray, confidence: float) -> Interval:
-    return Interval(float(estimate), *quantile_interval(draws, confidence))
+def _around(estimate: float, draws: np.ndarray, confidence: float) -> Estimate:
+    return Estimate(float(estimate), *quantile_interval(draws, confidence))
 
 
 def _share(alpha: np.ndarray, bound: np.ndarray) -> np.ndarray:
@@ -190,7 +190,7 @@ def _predictions(table: _Table, confidence: float) -> list[ReadoutPrediction]:
         low, estimate, high, measured = (
             float(bound / (1 + np.exp(-z))) for z in (middle - half, middle, middle + half, y)
         )
-        found.append(ReadoutPrediction(draft.model_id, Interval(estimate, low, high), measured))
+        found.append(ReadoutPrediction(draft.model_id, Estimate(estimate, low, high), measured))
     return found
 
 

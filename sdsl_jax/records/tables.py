@@ -584,8 +584,10 @@ TABLES: dict[str, type] = {
     # What a device was calibrated with; no study writes it.
     "timings": TimingRecord,
 }
-# Tables that a study may leave empty: clock rows need weights, conditions must be asked for.
+# Tables that a study may leave empty: clock rows need weights, survival a decoder that ran, and
+# conditions must be asked for.
 MAY_BE_EMPTY = (
+    "survival",
     "clock",
     "generation",
     "timings",

@@ -42,8 +42,10 @@ def write_report(
     images = {
         key: base64.b64encode(path.read_bytes()).decode()
         for key, path in paths.items()
-        if key in CAPTIONS or path.exists()
+        if path.exists() or (key in CAPTIONS and records.has_fits)
     }
+    fits = [records.fits.loss_law, *records.fits.acceptance_laws] if records.has_fits else []
+    entries = records.codesign if fits else []
     page = (
         environment()
         .get_template("report.html.j2")
@@ -53,9 +55,10 @@ def write_report(
             stages=stages,
             versions=versions,
             records=records,
-            optima=marked(records.codesign),
-            optima_warnings=optima_warnings(records.codesign),
-            fit_warnings=fit_warnings([records.fits.loss_law, *records.fits.acceptance_laws]),
+            models=records.models if fits else records.trained,
+            optima=marked(entries),
+            optima_warnings=optima_warnings(entries),
+            fit_warnings=fit_warnings(fits),
             costs={"flops": "FLOPs", "measured": "measured"},
             images=images,
             captions=CAPTIONS,
@@ -65,7 +68,7 @@ def write_report(
             self_check=_self_check(records.self_checks),
             findings=_findings(records),
             timing_notes=records.timing_notes,
-            confidence=records.fits.loss_law.confidence,
+            confidence=records.config.measure.confidence,
         )
     )
     write_text(records.folder / "report.html", page)
@@ -163,7 +166,7 @@ class _Estimators(NamedTuple):
 
 def _estimators(records: StudyRecords) -> list[_Estimators]:
     by_pair: dict[tuple[str, str], dict[tuple[str, int], AcceptanceRecord]] = {}
-    for row in records.acceptance:
+    for row in records.acceptance if records.has_fits else records.measured_acceptance:
         by_pair.setdefault((row.draft_id, row.target_id), {})[row.estimator, row.lookahead] = row
 
     def table(caption: str, columns: dict[str, tuple[str, int]]) -> _Estimators:
@@ -206,6 +209,14 @@ def _self_check(checks: dict[str, float | None]) -> _Scores:
 
 def _findings(records: StudyRecords) -> list[str]:
     """What the records say, in sentences; what to do comes first."""
+    evidence = records.document("evidence", Evidence)
+    raced = evidence.race.results if evidence and evidence.race else []
+    races = [f"In the race at {result}" for result in raced]
+    if not records.has_fits:
+        return [
+            *races,
+            "No law is fitted: no draft of the study was trained on the text alone with all ids.",
+        ]
     law = NAMES[records.codesign[0].acceptance_law]
     sentences = [
         _finding(entry, landscape, law)
@@ -216,6 +227,7 @@ def _findings(records: StudyRecords) -> list[str]:
         f"{NAMES[fit.law]} {fit.left_out_rmse:.4f}" for fit in records.fits.acceptance_laws
     )
     return [
+        *races,
         *sentences,
         f"Root mean square errors of the acceptance laws on left-out drafts: {errors}. The tables use the {law}.",
     ]

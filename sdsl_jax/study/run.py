@@ -83,15 +83,26 @@ def run_study(
 
 def _run_stages(study: Study, stages: Iterable[str], force: bool, prefix: str = "") -> None:
     for stage in stages:
-        if not force and is_fresh(study, stage):
+        if STAGES[stage].of_laws and not _has_laws(study):
+            study.progress.note(
+                f"{prefix}{stage}: passed over, for the study has no drafts that were trained on the text alone and propose all "
+                "ids, which laws are fitted to"
+            )
+        elif not force and is_fresh(study, stage):
             study.progress.note(f"{prefix}{stage}: up to date")
         else:
             _run_stage(study, stage)
 
 
+def _has_laws(study: Study) -> bool:
+    """Whether the study has drafts that laws are fitted to; it may have, before any are on record."""
+    trained = study.records_folder / "models.csv"
+    return not trained.exists() or any(m.role == "draft" for m in study.records.models)
+
+
 def _run_stage(study: Study, stage: str) -> None:
     """Runs one stage and notes that it was completed."""
-    for path in STAGES[stage].inputs:
+    for path in _needed(study, stage):
         maker = next(name for name in STAGES if path in STAGES[name].outputs)
         require(
             (study.folder / path).exists(),
@@ -162,9 +173,17 @@ def stamps(folder: Path) -> dict[str, Any]:
     }
 
 
+def _needed(study: Study, stage: str) -> tuple[str, ...]:
+    """Files that a stage cannot do without."""
+    if _has_laws(study):
+        return STAGES[stage].inputs
+    passed_over = {path for each in STAGES.values() if each.of_laws for path in each.outputs}
+    return tuple(path for path in STAGES[stage].inputs if path not in passed_over)
+
+
 def _inputs(study: Study, stage: str) -> tuple[str, ...]:
     """Files that a stage reads."""
-    inputs = STAGES[stage].inputs
+    inputs = _needed(study, stage)
     return (*inputs, *(path for path in STAGES[stage].optional if (study.folder / path).exists()))
 
 

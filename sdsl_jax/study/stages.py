@@ -89,6 +89,8 @@ class Stage(NamedTuple):
       outputs: Files that it makes.
       optional: Files that it reads where there are any.
       times: The table of the times that it measures, if it times models.
+      of_laws: Whether it is about laws, which are fitted to drafts that were trained on the text alone
+        and propose all ids. A study without such drafts passes it over.
     """
 
     run: Callable[[Study], None]
@@ -97,6 +99,7 @@ class Stage(NamedTuple):
     outputs: tuple[str, ...]
     optional: tuple[str, ...] = ()
     times: str = ""
+    of_laws: bool = False
 
 
 def versions() -> dict[str, str]:
@@ -397,13 +400,16 @@ STAGES = {
         times="latency",
     ),
     "conditions": Stage(_conditions, (*_MODEL, "measure", "conditions"), _RECORDS[:1], _CONDITIONS),
-    "fit": Stage(_fit, (*_MODEL, "fit"), (*_RECORDS[:2], "records/latency.csv"), (_FITS,)),
+    "fit": Stage(
+        _fit, (*_MODEL, "fit"), (*_RECORDS[:2], "records/latency.csv"), (_FITS,), of_laws=True
+    ),
     "codesign": Stage(
         _codesign,
         ("seed", "data", "fit", "measure", "codesign"),
         (_FITS, "records/models.csv", "records/survival.csv"),
         _SOLVED,
         times="clock",
+        of_laws=True,
     ),
     "calibrate": Stage(
         _calibrate, ("seed", "clock"), (), ("records/timings.csv",), times="timings"
@@ -419,7 +425,7 @@ STAGES = {
         (_EVIDENCE,),
         optional=("records/hardware.toml", "records/predictions.json"),
     ),
-    "figures": Stage(_figures, (), (*_RECORDS, _FITS, *_SOLVED, _EVIDENCE), _FIGURES),
+    "figures": Stage(_figures, (), (*_RECORDS, _FITS, *_SOLVED, _EVIDENCE), _FIGURES, of_laws=True),
     "report": Stage(
         _report,
         ("name", *_MODEL, *_MAKING, "conditions", "fit", "codesign", "clock", "race", "holdout"),

@@ -57,7 +57,8 @@ _STORED: dict[str, WeightStorage] = {"float32": "as-loaded", "bfloat16": "bfloat
 
 
 def check_ladder(config: StudyConfig) -> None:
-    """Checks before training that every rung can be built and that laws can be fitted to them.
+    """Checks before training that every rung can be built, and that laws can be fitted to the drafts if
+    any is trained on the text alone.
 
     Raises:
       SdslError: The family cannot build a size, two budgets are less than a step apart, there are
@@ -96,32 +97,26 @@ def check_ladder(config: StudyConfig) -> None:
         ]
         of_text = [r for r in given if r.role == "draft" and r.trained_for == "text"]
         require(
-            len(of_text) >= 4,
+            not of_text or len(of_text) >= 4,
             f"ladder.given_drafts holds {len(of_text)} drafts trained on the text alone; the laws need at least 4. Name a folder "
             "with the drafts that the others started from as well.",
         )
         return
     require(
-        distil.tables == "own",
-        "no draft of the study is trained on the text alone, which its laws are fitted to: name such drafts in "
-        "ladder.given_drafts.",
-    )
-    require(
-        drafts >= 4 and len(sizes) >= 4 and len(budgets) >= 2,
+        (drafts >= 4 and len(sizes) >= 4 and len(budgets) >= 2)
+        or not _is_for_laws(config, parents),
         f"the ladder has {drafts} drafts, {len(sizes)} different sizes and {len(budgets)} token budgets; the laws need at "
         "least 4 drafts, 4 sizes and 2 budgets.",
     )
-    require(
-        not distil.active
-        or distil.init_from
-        or ("ce" in distil.objectives and distil.text == "corpus"),
-        "no draft of the study is trained on the text alone, which its laws are fitted to: set distil.init_from, or add 'ce' to "
-        "distil.objective.",
-    )
-    require(
-        0 in config.readouts or any(r.trained_for == "text" for r in parents if r.role == "draft"),
-        f"no draft of the study proposes all ids, which its laws are fitted to: add 0 to family.readout, which is "
-        f"{list(config.family.readout)}, or name such drafts in ladder.given_drafts.",
+
+
+def _is_for_laws(config: StudyConfig, parents: Sequence[ModelRecord]) -> bool:
+    """Whether any draft is to be trained on the text alone and to propose all ids. Laws are fitted to
+    such drafts, and a study without them has none."""
+    distil = config.distil
+    of_text = not distil.active or ("ce" in distil.objectives and distil.text == "corpus")
+    return (of_text and distil.tables == "own" and 0 in config.readouts) or any(
+        r.role == "draft" and r.trained_for == "text" for r in parents
     )
 
 

@@ -14,9 +14,20 @@ from sdsl_jax.errors import SdslError
 from sdsl_jax.evidence import Evidence
 from sdsl_jax.fitting.fits import fit_acceptance, fit_loss
 from sdsl_jax.models import forward
-from sdsl_jax.study import run_study
+from sdsl_jax.progress import Silent
+from sdsl_jax.study import STAGES, run_study
 from sdsl_jax.training import plan_rungs, train_rungs
 from sdsl_jax.training.ladder import check_ladder
+
+
+class Notes(Silent):
+    """Keeps what is said."""
+
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +69,7 @@ def test_every_draft_is_trained_once_for_each_readout(dataset, tmp_path):
             same = dataclasses.replace(plan.model, readout_ids=(), truncated=False)
             assert same in [p.model for p in plain]
     check_ladder(config)
-    with pytest.raises(SdslError, match="no draft of the study proposes all ids"):
-        check_ladder(tiny(family={"readout": [24]}))
+    check_ladder(tiny(family={"readout": [24]}))
     with pytest.raises(SdslError, match="only drafts with tables of their own can be truncated"):
         tiny(family={"readout": [24]}, distil={"cut": "nested"})
 
@@ -119,3 +129,29 @@ def test_a_study_measures_readouts_side_by_side(tmp_path):
     assert last.model_id == "draft-600-4k-40ids-tv-s0"
     assert last.trained_for == "tv of 40 ids"
     assert last.parent_digest == loaded["draft-600-16k-40ids-s0"].record.params_digest
+
+
+@pytest.mark.slow
+def test_a_study_without_drafts_of_all_ids_has_no_laws(tmp_path):
+    """Everything else is measured and reported, and nothing is done twice."""
+    config = tiny(
+        family={"readout": [24, 40]},
+        ladder={"draft_tokens": [4_000]},
+        measure={"decode": "none", "lookaheads": [1]},
+        race={"drafts": ["*-40ids-*"], "lookaheads": [1], "choosing_prompts": 2, "prompts": 4},
+    )
+    notes = Notes()
+    records = run_study(config, tmp_path, progress=notes)
+    passed_over = [n.split(":")[0] for n in notes.notes if "passed over, for the study has no" in n]
+    assert passed_over == ["fit", "codesign", "figures"]
+    assert not records.has_fits
+    evidence = records.document("evidence", Evidence)
+    assert {o.readout for o in evidence.readouts.optima} == {24, 40}
+    assert [r.prompts for r in evidence.race.results] == [4]
+    page = (tmp_path / "report.html").read_text()
+    for heading in ("The race", "How many ids should a draft propose?", "Models"):
+        assert f">{heading}</h" in page
+    assert "Fitted laws" not in page
+    again = Notes()
+    run_study(config, tmp_path, progress=again)
+    assert sum("up to date" in note for note in again.notes) == len(STAGES) - 3
