@@ -70,7 +70,8 @@ class Readouts:
       target_id: target model
       objective: what the drafts were trained for
       drafts: drafts behind the law
-      slopes: a, b and k by name, with intervals over bootstrap draws of training runs
+      coefficients: level, a, b and k by name, with intervals over bootstrap draws of training runs; those of
+        what does not vary are left out
       residual: standard deviation of logit(α/p(K)) around the law
       predictions: drafts of the largest size, as the law of the smaller ones predicts them
       error: mean absolute error of these predictions of α
@@ -81,7 +82,7 @@ class Readouts:
     target_id: str
     objective: str
     drafts: int
-    slopes: dict[str, Estimate]
+    coefficients: dict[str, Estimate]
     residual: float
     predictions: list[ReadoutPrediction]
     error: float
@@ -125,10 +126,10 @@ def readouts(records: StudyRecords) -> Readouts | None:
         target_id=target.model_id,
         objective=table.drafts[0].objective or "text",
         drafts=len(table.drafts),
-        slopes={
+        coefficients={
             name: _around(coefficients[i], draws[:, i], confidence)
             for i, name in enumerate(_TERMS)
-            if i and np.ptp(table.x[:, i]) > 0
+            if not i or np.ptp(table.x[:, i]) > 0
         },
         residual=residual,
         predictions=predictions,

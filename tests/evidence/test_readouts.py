@@ -70,7 +70,8 @@ def test_the_law_is_recovered(records):
     found = readouts(records)
     assert (found.target_id, found.objective, found.drafts) == ("t", "hybrid", 12)
     for name, slope in SLOPES.items():
-        assert found.slopes[name].estimate == pytest.approx(slope, abs=1e-9)
+        assert found.coefficients[name].estimate == pytest.approx(slope, abs=1e-9)
+    assert found.coefficients["level"].estimate == pytest.approx(-5, abs=1e-8)
     assert found.residual < 1e-9
 
 
