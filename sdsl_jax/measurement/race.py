@@ -24,8 +24,6 @@ from sdsl_jax.measurement.threads import computing_threads
 from sdsl_jax.progress import Progress
 from sdsl_jax.records import ModelRecord, RaceRecord
 
-# Plain decoding is what every ratio refers to, so it runs twice on every prompt.
-_PLAIN_RUNS = 2
 _CHOOSING, _JUDGING = "choosing", "judging"
 
 
@@ -107,7 +105,7 @@ def race_study(
 
     At every temperature all of them, at every lookahead and with each choice of n-grams, decode the
     choosing prompts. The one of the most tokens per second then decodes the judging prompts. Plain
-    decoding takes part in both, twice on every prompt.
+    decoding takes part in both.
 
     Args:
       config: The study.
@@ -143,7 +141,7 @@ def race_study(
     def run(part: str, decoders: list[Decoder], temperature: float) -> list[Decoder]:
         entrants = [_entrant(each, target, models) for each in decoders]
         runs = time_decoders(
-            [Entrant(target)] * _PLAIN_RUNS + entrants,
+            [Entrant(target), *entrants],
             parts[part].tokens[:, None],
             new_tokens=config.measure.new_tokens,
             sampling=Sampling(temperature),
@@ -164,12 +162,12 @@ def race_study(
                 computing_threads(),
                 device_name(),
             )
-            for each, timed in zip([_PLAIN] * _PLAIN_RUNS + decoders, runs)
+            for each, timed in zip([_PLAIN, *decoders], runs)
             for number, kind in enumerate(parts[part].domains)
         )
         # Each program maps many small pieces of memory, and the number per process is limited.
         jax.clear_caches()
-        speed = [timed.tokens.sum() / timed.seconds.sum() for timed in runs[_PLAIN_RUNS:]]
+        speed = [timed.tokens.sum() / timed.seconds.sum() for timed in runs[1:]]
         return [decoders[i] for i in np.argsort(speed)[::-1]]
 
     for temperature in r.temperatures:
