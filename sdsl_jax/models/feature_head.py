@@ -352,13 +352,14 @@ def later_logits(
     hidden: Float[Array, "B T D"],
     drawn: Int[Array, "B T"],
     number: Int[Array, ""] | int,
+    compact: bool = False,
 ) -> Float[Array, "B T V"]:
     """Logits of draft `number` ≥ 2 of a parallel head with tables of its own, from the hidden state of its round and the token
-    that was drawn before it."""
+    that was drawn before it; `compact` as in `Transformer.readout`."""
     assert isinstance(params, HeadParams)
     own = [_normalised(x) for x in (hidden, embed(config.body, params.body, drawn))]
     moved = jnp.concatenate(own, axis=-1) @ params.feed[number - 2]
-    return readout(config.body, params.body, hidden + moved)
+    return readout(config.body, params.body, hidden + moved, compact)
 
 
 class HeadOutputs(NamedTuple):
@@ -383,8 +384,10 @@ def head_outputs(
     positions: Int[Array, "B T"],
     cache: Any,
     attend_by: AttendBy | None = None,
+    compact: bool = False,
 ) -> HeadOutputs:
-    """A pass over new tokens, with what is added to their embeddings."""
+    """A pass over new tokens, with what is added to their embeddings; `compact` as in
+    `Transformer.readout`."""
     body: Params
     entering: dict[str, Any]
     if isinstance(params, HeadParams):
@@ -403,6 +406,7 @@ def head_outputs(
         cache,
         taps=(config.body.layers,),
         attend_by=attend_by,
+        compact=compact,
         **entering,
     )
     assert out.features is not None

@@ -341,8 +341,9 @@ class Transformer(nnx.Module):
         x_BTD = linear(x_BTE, self.project_in[...], (c.width,))[0] if c.embedding_width else x_BTE
         return x_BTD
 
-    def readout(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """Logits from the residual stream after the last block."""
+    def readout(self, x_BTD: Float[Array, "B T D"], compact: bool = False) -> Float[Array, "B T V"]:
+        """Logits from the residual stream after the last block; if `compact`, of `readout_ids` alone, in
+        their order, where the model has them."""
         c = self.config
         if c.early_exit:
             x_BTD = x_BTD + _plus(linear(x_BTD, self.exit_map[...], (c.width,))[0], self.exit_bias)
@@ -362,6 +363,8 @@ class Transformer(nnx.Module):
         if c.readout_ids:
             # The last row of a truncated embedding is no id's.
             logits_BTV, dtype = logits_BTV[..., : len(ids)], logits_BTV.dtype
+            if compact:
+                return logits_BTV
             whole = jnp.full((*logits_BTV.shape[:-1], c.vocab_size), never(dtype), dtype)
             logits_BTV = whole.at[..., ids].set(
                 logits_BTV, unique_indices=True, indices_are_sorted=True
@@ -384,6 +387,7 @@ class Transformer(nnx.Module):
         attend_by: AttendBy | None = None,
         stream_BTD: Float[Array, "B T D"] | None = None,
         first_block: int = 0,
+        compact: bool = False,
     ) -> Outputs:
         """Runs the model over new tokens.
 
@@ -402,6 +406,7 @@ class Transformer(nnx.Module):
           stream_BTD: The residual stream that enters block `first_block`, in place of embeddings.
           first_block: Block to begin with, counted from 0. The cache holds the others only, and taps
             count from it.
+          compact: Whether logits are of the ids in `readout_ids` alone, see `readout`.
         """
         c = self.config
         B, T = tokens_BT.shape
@@ -431,7 +436,7 @@ class Transformer(nnx.Module):
             run = nnx.remat(Block.__call__) if remat else Block.__call__
             x_BTD, layers[i] = run(block, x_BTD, positions_BT, rotation, layers[i], attend_by)
             streams.append(x_BTD)
-        logits_BTV = self.readout(x_BTD)
+        logits_BTV = self.readout(x_BTD, compact)
         written: Any = None
         if attend_by is not None:
             written = tuple(layers)
@@ -467,10 +472,11 @@ def forward(
     positions_BT: Int[Array, "B T"] | None = None,
     cache: KVCache | None = None,
     remat: bool = False,
+    compact: bool = False,
 ) -> tuple[Float[Array, "B T V"], KVCache | None]:
     """Logits and cache of `Transformer.__call__`, as a pure function of parameters, to be used inside `jax.jit` with
     `config` static."""
-    return outputs(config, params, tokens_BT, positions_BT, cache, remat)[:2]
+    return outputs(config, params, tokens_BT, positions_BT, cache, remat, compact=compact)[:2]
 
 
 def outputs(
@@ -494,10 +500,10 @@ def embed(
 
 
 def readout(
-    config: ModelConfig, params: Params, x_BTD: Float[Array, "B T D"]
+    config: ModelConfig, params: Params, x_BTD: Float[Array, "B T D"], compact: bool = False
 ) -> Float[Array, "B T V"]:
     """`Transformer.readout` as a pure function of parameters."""
-    return nnx.merge(_graph(config)[0], params).readout(x_BTD)
+    return nnx.merge(_graph(config)[0], params).readout(x_BTD, compact)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "capacity", "taps"))
