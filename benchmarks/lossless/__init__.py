@@ -158,6 +158,14 @@ def model(seed: int, layers: int, dtype: str = "float32", negate: bool = False) 
 
 
 @functools.cache
+def truncated(ids: tuple[int, ...] = (0, 1, 3), seed: int = 1) -> Model:
+    """A random draft that proposes some ids only, with tables of these."""
+    config = dataclasses.replace(model(seed, 1).config, readout_ids=ids, truncated=True)
+    params = init_params(config, jax.random.key(seed))
+    return Model(config, jax.tree.map(lambda x: 1.3 * x, params))
+
+
+@functools.cache
 def head(seed: int = 9, taps: tuple[int, ...] = (1, 2), parallel: int = 0) -> Head:
     """A head on the target of the checks, with random P and Q: its first draft differs from its others."""
     body, target = model(1, 1), model(2, 2)
@@ -201,9 +209,11 @@ def exit_draft(blocks: int = 1, seed: int = 4) -> EarlyExit:
 
 
 @functools.cache
-def nested(threshold: float = 0.6) -> NestedDraft:
-    """A random draft of two blocks and its slice of one block and half the units: rows choose both."""
+def nested(threshold: float = 0.6, ids: tuple[int, ...] = ()) -> NestedDraft:
+    """A random draft of two blocks and its slice of one block and half the units: rows choose both.
+    It may propose some ids only."""
     whole = model(7, 2)
+    whole = whole._replace(config=dataclasses.replace(whole.config, readout_ids=ids))
     return nested_draft(whole, dataclasses.replace(whole.config, layers=1, hidden=6), threshold)
 
 

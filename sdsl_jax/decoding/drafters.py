@@ -2,7 +2,7 @@
 
 A drafter is a hashable value, static under `jit`, with pure functions of arrays. It returns
 distributions; the loop draws from them and decides how often. Suffixes: B rows, L token buffer, V
-vocabulary.
+vocabulary, C ids that a proposal has probabilities of.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from sdsl_jax.decoding.sampling import Sampling, finite_logits, probabilities
+from sdsl_jax.decoding.sampling import Sampling, finite_logits, over_all_ids, probabilities
 from sdsl_jax.errors import require
 from sdsl_jax.models import KVCache, ModelConfig, Params, forward, prefill
 
@@ -56,21 +56,33 @@ class Proposal(NamedTuple):
         would be 1 at temperature 0.)
       available: Whether there is a proposal.
       finite: Whether all logits behind it are finite.
+      ids: The ids that `probs` are of, for a drafter that never proposes others: what it proposes
+        then costs no work over the vocabulary. None for all V in order. Of equal ids in a row at
+        most one has a probability.
     """
 
-    probs: Float[Array, "B V"]
+    probs: Float[Array, "B C"]
     confidence: Float[Array, " B"]
     available: Bool[Array, " B"]
     finite: Bool[Array, " B"]
+    ids: Int[Array, "B C"] | None = None
 
 
-def model_proposal(logits: Float[Array, "B V"], sampling: Sampling) -> Proposal:
-    """What a model's logits propose."""
+def ids_of(ids: tuple[int, ...], rows: int) -> Int[Array, "B C"] | None:
+    """The ids of a truncated readout for so many rows; None if there are none, which stands for all."""
+    return jnp.broadcast_to(np.asarray(ids, np.int32)[None], (rows, len(ids))) if ids else None
+
+
+def model_proposal(
+    logits: Float[Array, "B C"], sampling: Sampling, ids: tuple[int, ...] = ()
+) -> Proposal:
+    """What a model's logits propose; `ids` are the ids that they are of, if not all."""
     logits = logits.astype(jnp.float32)
     # The largest of a softmax, without the others.
     confidence = jnp.exp(logits.max(axis=-1) - jax.nn.logsumexp(logits, axis=-1))
     available = jnp.ones(logits.shape[0], bool)
-    return Proposal(probabilities(logits, sampling), confidence, available, finite_logits(logits))
+    probs, of = probabilities(logits, sampling), ids_of(ids, len(logits))
+    return Proposal(probs, confidence, available, finite_logits(logits), of)
 
 
 def read_in_chunks(
@@ -115,8 +127,28 @@ def run_if(needed: Bool[Array, ""], run: Callable[[S], tuple[T, S]], state: S) -
     return jax.lax.while_loop(lambda carry: carry[0], once, (needed, nothing, state))[1:]
 
 
+def over_all(proposal: Proposal, V: int) -> Proposal:
+    """The same proposal with probabilities of all ids."""
+    if proposal.ids is None:
+        return proposal
+    return proposal._replace(probs=over_all_ids(proposal.probs, proposal.ids, V), ids=None)
+
+
+def _widened(proposal: Proposal, C: int) -> Proposal:
+    more = ((0, 0), (0, C - proposal.probs.shape[1]))
+    assert proposal.ids is not None
+    return proposal._replace(probs=jnp.pad(proposal.probs, more), ids=jnp.pad(proposal.ids, more))
+
+
 def chosen(rows: Bool[Array, " B"], one: Proposal, other: Proposal) -> Proposal:
-    """One proposal in some rows, another in the others."""
+    """One proposal in some rows, another in the others. One of fewer ids gets columns that have no
+    probability; one of all V makes the other one of all V."""
+    if one.ids is None or other.ids is None:
+        V = (one if one.ids is None else other).probs.shape[1]
+        one, other = (over_all(proposal, V) for proposal in (one, other))
+    else:
+        C = max(one.probs.shape[1], other.probs.shape[1])
+        one, other = (_widened(proposal, C) for proposal in (one, other))
 
     def pick(a: Array, b: Array) -> Array:
         return jnp.where(rows.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
@@ -295,19 +327,18 @@ class ModelDrafter:
         last = lengths - 1
         pair = jnp.stack([jnp.maximum(last - 1, 0), last], axis=1)
         fed = jnp.take_along_axis(tokens, pair, axis=1)
-        logits, cache = forward(self.config, params, fed, pair, state)
+        logits, cache = forward(self.config, params, fed, pair, state, compact=True)
         assert cache is not None
-        return model_proposal(logits[:, -1], sampling), cache
+        return model_proposal(logits[:, -1], sampling, self.config.readout_ids), cache
 
     def next(
         self, params: Params, state: KVCache, tokens, lengths, drawn, number, sampling, asking
     ) -> tuple[Proposal, KVCache]:
         """Feeds the draft that was drawn."""
-        logits, cache = forward(
-            self.config, params, drawn[:, None], (lengths - 1 + number)[:, None], state
-        )
+        at = (lengths - 1 + number)[:, None]
+        logits, cache = forward(self.config, params, drawn[:, None], at, state, compact=True)
         assert cache is not None
-        return model_proposal(logits[:, 0], sampling), cache
+        return model_proposal(logits[:, 0], sampling, self.config.readout_ids), cache
 
 
 @dataclass(frozen=True)
@@ -402,6 +433,6 @@ class NgramDraft:
         self, source: Array, tokens: Array, lengths: Array, number: Array | int
     ) -> Proposal:
         available = source >= 0
-        copied = self.copied(source, tokens, lengths, number)
-        probs = jax.nn.one_hot(copied, self.vocab_size, dtype=jnp.float32)
-        return Proposal(probs, jnp.ones(len(source)), available, jnp.ones_like(available))
+        copied = self.copied(source, tokens, lengths, number)[:, None]
+        one = jnp.ones(len(source))
+        return Proposal(one[:, None], one, available, jnp.ones_like(available), copied)

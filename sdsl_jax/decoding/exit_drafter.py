@@ -136,6 +136,7 @@ class ExitDrafter:
             at[:, None],
             state.cache,
             taps=(self.shared_blocks,),
+            compact=True,
         )
         streams = state.streams.at[:, number].set(out.features[:, 0])  # type: ignore[index]
         return out.logits[:, 0], ExitState(out.cache, streams)
@@ -146,14 +147,14 @@ class ExitDrafter:
         """Feeds the last token of each row; the drafts before it were all fed by then."""
         last = jnp.take_along_axis(tokens, (lengths - 1)[:, None], axis=1)[:, 0]
         logits, state = self._feed(params, state, last, lengths - 1, 0)
-        return model_proposal(logits, sampling), state
+        return model_proposal(logits, sampling, self.config.readout_ids), state
 
     def next(
         self, params: Params, state: ExitState, tokens, lengths, drawn, number, sampling, asking
     ) -> tuple[Proposal, ExitState]:
         """Feeds the draft that was drawn."""
         logits, state = self._feed(params, state, drawn, lengths - 1 + number, number)
-        return model_proposal(logits, sampling), state
+        return model_proposal(logits, sampling, self.config.readout_ids), state
 
     def streams(
         self, params: Params, state: ExitState, lengths: Array, drawn: Array, number: Array

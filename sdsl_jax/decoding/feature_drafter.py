@@ -140,7 +140,10 @@ class FeatureDrafter:
         # all, which must not come near the values that attention multiplies by zero.
         known = (at >= 1) & (at < lengths[:, None])
         added = jnp.where(known[..., None], before, 0.0)
-        return head_outputs(self.config, params, fed, added, at, state.cache)
+        return head_outputs(self.config, params, fed, added, at, state.cache, compact=True)
+
+    def _proposal(self, logits: Float[Array, "B C"], sampling: Sampling) -> Proposal:
+        return model_proposal(logits, sampling, self.config.body.readout_ids)
 
     def first(
         self, params: AnyHeadParams, state: HeadState, tokens, lengths, sampling: Sampling, asking
@@ -154,7 +157,7 @@ class FeatureDrafter:
         logits, hidden = (
             jnp.take_along_axis(x, last, axis=1)[:, 0] for x in (out.logits, out.hidden)
         )
-        return model_proposal(logits, sampling), HeadState(out.cache, state.read, hidden)
+        return self._proposal(logits, sampling), HeadState(out.cache, state.read, hidden)
 
     def next(
         self,
@@ -171,15 +174,17 @@ class FeatureDrafter:
         parallel head makes the next draft from the hidden state of the round, as long as it has one."""
         if self.config.parallel:
             logits = later_logits(
-                self.config, params, state.hidden[:, None], drawn[:, None], number + 1
+                self.config, params, state.hidden[:, None], drawn[:, None], number + 1, compact=True
             )
-            proposal = model_proposal(logits[:, 0], sampling)
+            proposal = self._proposal(logits[:, 0], sampling)
             left = proposal.available & (number < self.config.parallel)
             return proposal._replace(available=left), state
         added = feed_hidden(params, state.hidden)[:, None]
         at = (lengths - 1 + number)[:, None]
-        out = head_outputs(self.config, params, drawn[:, None], added, at, state.cache)
+        out = head_outputs(
+            self.config, params, drawn[:, None], added, at, state.cache, compact=True
+        )
         return (
-            model_proposal(out.logits[:, 0], sampling),
+            self._proposal(out.logits[:, 0], sampling),
             HeadState(out.cache, state.read, out.hidden[:, 0]),
         )

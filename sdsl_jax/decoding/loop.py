@@ -3,7 +3,7 @@
 Both loops keep a buffer of tokens and a length for every row. The models' caches hold what they have
 seen of it. A cache is valid up to the last position that was fed with a token the row kept;
 everything later is overwritten before it is read, so nothing is ever copied back. Suffixes: B rows,
-G largest lookahead, R rounds, V vocabulary, L token buffer.
+G largest lookahead, R rounds, V vocabulary, C ids of a proposal, L token buffer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sdsl_jax.decoding.decoded import Blocks, Decoded, Events, Finite
 from sdsl_jax.decoding.drafters import ChoosingDrafter, Drafter, Proposal, SharingDrafter
 from sdsl_jax.decoding.lookahead import Candidates, LookaheadRule
 from sdsl_jax.decoding.noise import Noise, round_noise
-from sdsl_jax.decoding.sampling import Sampling, draw, finite_logits, probabilities
+from sdsl_jax.decoding.sampling import Sampling, draw, finite_logits, over_all_ids, probabilities
 from sdsl_jax.decoding.verification import VERIFICATIONS, Verdict, Verification
 from sdsl_jax.errors import require
 from sdsl_jax.models import KVCache, ModelConfig, outputs
@@ -88,11 +88,17 @@ def emit(rows: _Rows, new: Array, count: Array, requests: Requests) -> tuple[_Ro
 
 
 def verify_rows(
-    verification: Verification, drafts: Array, q: Array, p: Array, counts: Array, noise: Noise
+    verification: Verification,
+    drafts: Array,
+    q: Array,
+    p: Array,
+    counts: Array,
+    noise: Noise,
+    ids: Array | None = None,
 ) -> Verdict:
-    """The verdict on every row."""
+    """The verdict on every row; `ids` are those that q is of, where they are not all."""
     return jax.vmap(VERIFICATIONS[verification])(
-        drafts, q, p, counts, noise.uniforms, noise.residual
+        drafts, q, p, counts, noise.uniforms, noise.residual, ids
     )
 
 
@@ -135,6 +141,7 @@ class _Drafts(NamedTuple):
     Attributes:
       tokens: Drafted tokens.
       probs: Distribution that each was drawn from.
+      ids: The ids that it is of, see `Proposal`.
       counts: Drafts of each row.
       survival: Product of the confidences of each row's drafts.
       drafting: Rows that may take more.
@@ -142,7 +149,8 @@ class _Drafts(NamedTuple):
     """
 
     tokens: Int[Array, "B G"]
-    probs: Float[Array, "B G V"]
+    probs: Float[Array, "B G C"]
+    ids: Int[Array, "B G C"] | None
     counts: Int[Array, " B"]
     survival: Float[Array, " B"]
     drafting: Bool[Array, " B"]
@@ -190,10 +198,11 @@ def _draft(
             max_drafts,
         )
         going = candidates.asking & rule.keep_drafting(candidates, G)
-        drawn = draw(proposal.probs, noise.drafts[:, number])
+        drawn = draw(proposal.probs, noise.draft(number, proposal.ids), proposal.ids)
         return _Drafts(
             drafts.tokens.at[:, number].set(drawn),
             drafts.probs.at[:, number].set(proposal.probs),
+            None if drafts.ids is None else drafts.ids.at[:, number].set(proposal.ids),
             drafts.counts + going,
             survival,
             going,
@@ -208,10 +217,15 @@ def _draft(
         )
         return _DraftState(s.number + 1, add_draft(s.drafts, proposal, s.number), state)
 
-    B, G, V = noise.drafts.shape
+    B, G = noise.uniforms.shape
+    proposal, state = drafter.first(
+        params, state, rows.tokens, rows.lengths, sampling, ~rows.done & (max_drafts > 0)
+    )
+    C = proposal.probs.shape[1]
     empty = _Drafts(
         jnp.zeros((B, G), jnp.int32),
-        jnp.zeros((B, G, V), jnp.float32),
+        jnp.zeros((B, G, C), jnp.float32),
+        None if proposal.ids is None else jnp.zeros((B, G, C), jnp.int32),
         jnp.zeros(B, jnp.int32),
         jnp.ones(B),
         ~rows.done,
@@ -222,9 +236,6 @@ def _draft(
         left = asking_for(s.drafts, s.number).any()
         return left if rule.budget is None else left & (s.drafts.counts.sum() < rule.budget)
 
-    proposal, state = drafter.first(
-        params, state, rows.tokens, rows.lengths, sampling, asking_for(empty, 0)
-    )
     end = jax.lax.while_loop(
         unfinished,
         draft_step,
@@ -383,7 +394,13 @@ def speculative_loop(
             drafter_state = drafter.observe(draft_params, drafter_state, last, features)
         target_probs = probabilities(logits, sampling)
         verdict = verify_rows(
-            verification, drafts.tokens, drafts.probs, target_probs, drafts.counts, noise
+            verification,
+            drafts.tokens,
+            drafts.probs,
+            target_probs,
+            drafts.counts,
+            noise,
+            drafts.ids,
         )
 
         padded = jnp.concatenate([drafts.tokens, jnp.zeros((B, 1), jnp.int32)], axis=1)
@@ -414,10 +431,11 @@ def speculative_loop(
         )
         blocks = s.blocks
         if keep_distributions:
+            q = drafts.probs if drafts.ids is None else over_all_ids(drafts.probs, drafts.ids, V)
             drafted = places < (judged + 1)[:, None]
             kept = Blocks(
                 jnp.where(drafted[:, 1:], drafts.tokens, 0),
-                jnp.where(drafted[:, 1:, None], drafts.probs, 0.0),
+                jnp.where(drafted[:, 1:, None], q, 0.0),
                 jnp.where((drafted & active[:, None])[..., None], target_probs, 0.0),
             )
             blocks = record(blocks, kept, s.rounds)

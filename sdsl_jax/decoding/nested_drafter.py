@@ -167,14 +167,14 @@ class NestedDrafter:
             at = begin[:, None] + jnp.arange(self.window)[None]
             # What lies beyond a row is written again before anything reads it.
             fed = jnp.take_along_axis(tokens, jnp.minimum(at, tokens.shape[1] - 1), axis=1)
-            logits, cache = forward(config, own, fed, at, cache)
+            logits, cache = forward(config, own, fed, at, cache, compact=True)
             index = jnp.clip(last - begin, 0, self.window - 1)[:, None, None]
             return jnp.take_along_axis(logits, index, axis=1)[:, 0], cache
 
         # A round keeps no more tokens than a window holds.
         begin = jnp.maximum(lengths - self.window, 0)
         logits, small = read(self.small, params.small, state.small, begin)
-        proposal = model_proposal(logits, sampling)
+        proposal = model_proposal(logits, sampling, self.small.readout_ids)
         by_large = asking & (proposal.confidence < params.threshold)
         # The last token is always fed again: its logits are what the first draft comes from.
         seen = jnp.minimum(state.seen, last)
@@ -193,7 +193,7 @@ class NestedDrafter:
             catch_up,
             (seen, state.large, jnp.zeros_like(logits)),
         )
-        both = (model_proposal(found, sampling), proposal)
+        both = (model_proposal(found, sampling, self.large.readout_ids), proposal)
         return chosen(by_large, *both), NestedState(small, large, seen, by_large)
 
     def next(
@@ -212,14 +212,17 @@ class NestedDrafter:
 
         def run(config: ModelConfig, own: Params, cache: KVCache, rows: Array) -> Any:
             def step(cache: KVCache) -> Any:
-                logits, written = forward(config, own, fed, at, cache)
+                logits, written = forward(config, own, fed, at, cache, compact=True)
                 return logits[:, 0], written
 
             return run_if((asking & rows).any(), step, cache)
 
         of_small, small = run(self.small, params.small, state.small, ~state.by_large)
         of_large, large = run(self.large, params.large, state.large, state.by_large)
-        both = (model_proposal(logits, sampling) for logits in (of_large, of_small))
+        both = (
+            model_proposal(logits, sampling, config.readout_ids)
+            for config, logits in ((self.large, of_large), (self.small, of_small))
+        )
         return chosen(state.by_large, *both), NestedState(small, large, state.seen, state.by_large)
 
     def drafted_by(self, state: NestedState) -> Int[Array, " B"]:

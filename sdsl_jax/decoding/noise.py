@@ -24,34 +24,45 @@ def row_keys(seed: int, rows: Int[np.ndarray, " B"]) -> Array:
 
 
 class Noise(NamedTuple):
-    """All randomness of one round, generated at once because many small draws cost more.
+    """All randomness of one round, each number made from its place in the round.
+
+    A round's randomness must belong to its start and not to the position of each token: block
+    verification has used the noise of dropped drafts already. Draft i takes the (i + 1)-th stretch
+    of V + 1 numbers however many follow, so that a wider trace decodes alike; and each id takes its
+    own place in it, so that a draft of some ids makes the noise of these alone.
 
     Attributes:
       uniforms: Uniform numbers for the accept tests.
       residual: Gumbel noise for the token after the accepted drafts.
-      drafts: Gumbel noise for the drafts.
+      words: The key of the round, as two words of each row.
     """
 
     uniforms: Float[Array, "B G"]
     residual: Float[Array, "B V"]
-    drafts: Float[Array, "B G V"]
+    words: tuple[Array, Array]
+
+    def draft(
+        self, number: Int[Array, ""] | int, ids: Int[Array, "B C"] | None
+    ) -> Float[Array, "B C"]:
+        """Gumbel noise for draft `number`, counted from 0, of these ids; of all V if None."""
+        V = self.residual.shape[1]
+        if ids is None:
+            ids = jax.lax.broadcasted_iota(jnp.int32, (1, V), 1)
+        stretch = jnp.uint32(V + 1) * (jnp.asarray(number, jnp.uint32) + 1)
+        return _gumbels(_uniforms(self.words, stretch + ids.astype(jnp.uint32)))
 
 
 def round_noise(keys: Array, starts: Int[Array, " B"], G: int, V: int) -> Noise:
-    """Noise for the rounds that start at these positions, given the keys of the rows.
-
-    A round's randomness must belong to its start and not to the position of each token: block
-    verification has used the noise of dropped drafts already. Draft i takes the (i + 1)-th stretch
-    of V + 1 numbers whatever G is, so that a wider trace decodes alike.
-    """
+    """Noise for rounds of up to G drafts that start at these positions, given the keys of the rows."""
     rows = jax.random.key_data(keys)
     # What jax.random.fold_in and jax.random.uniform compute, to the last bit.
-    first, second = _threefry(rows[:, 0], rows[:, 1], np.uint32(0), starts)
-    number = jax.lax.iota(jnp.uint32, (G + 1) * (V + 1)).reshape(1, G + 1, V + 1)
-    words = _threefry(first[:, None, None], second[:, None, None], np.uint32(0), number)
-    uniforms = _uniforms(words[0] ^ words[1])
-    gumbels = -jnp.log(-jnp.log(uniforms[..., :V]))
-    return Noise(uniforms[:, 1:, V], gumbels[:, 0], gumbels[:, 1:])
+    words = _threefry(rows[:, 0], rows[:, 1], np.uint32(0), starts)
+    tests = np.arange(1, G + 1, dtype=np.uint32) * np.uint32(V + 1) + np.uint32(V)
+    return Noise(
+        _uniforms(words, jnp.asarray(tests)[None]),
+        _gumbels(_uniforms(words, jax.lax.broadcasted_iota(jnp.uint32, (1, V), 1))),
+        words,
+    )
 
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -79,9 +90,15 @@ def _threefry(
     return x, y
 
 
-def _uniforms(bits: Array) -> Array:
-    """float32 numbers in (0, 1): the smallest normal number stands for 0."""
+def _uniforms(words: tuple[Array, Array], numbers: Int[Array, "#B N"]) -> Float[Array, "B N"]:
+    """float32 numbers in (0, 1), the smallest normal number standing for 0, by their places in a round."""
+    first, second = _threefry(words[0][:, None], words[1][:, None], np.uint32(0), numbers)
     one = np.uint32(0x3F800000)
     tiny = jnp.finfo(jnp.float32).tiny
-    unit = jax.lax.bitcast_convert_type((bits >> np.uint32(9)) | one, jnp.float32) - 1
+    bits = (first ^ second) >> np.uint32(9)
+    unit = jax.lax.bitcast_convert_type(bits | one, jnp.float32) - 1
     return jnp.maximum(tiny, unit * (1 - tiny) + tiny)
+
+
+def _gumbels(uniforms: Float[Array, "B N"]) -> Float[Array, "B N"]:
+    return -jnp.log(-jnp.log(uniforms))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from sdsl_jax.errors import require
@@ -130,10 +131,24 @@ def probabilities(logits: Float[Array, "... V"], sampling: Sampling) -> Float[Ar
     return jnp.where(hot, probs, greedy)
 
 
-def draw(probs: Float[Array, "... V"], gumbels: Float[Array, "... V"]) -> Int[Array, ...]:
+def draw(
+    probs: Float[Array, "... C"],
+    gumbels: Float[Array, "... C"],
+    ids: Int[Array, "... C"] | None = None,
+) -> Int[Array, ...]:
     """The token at which ln p + noise is largest, for standard Gumbel noise.
 
     It is distributed as p, and never a token of probability 0. The noise is an argument so that the
-    noise of many draws can be generated at once.
+    noise of many draws can be generated at once. `ids` are the tokens that p is of, if not all in order.
     """
-    return first_largest(jnp.log(probs) + gumbels)
+    drawn = first_largest(jnp.log(probs) + gumbels)
+    return drawn if ids is None else jnp.take_along_axis(ids, drawn[..., None], axis=-1)[..., 0]
+
+
+def over_all_ids(
+    probs: Float[Array, "*R C"], ids: Int[Array, "*R C"], size: int
+) -> Float[Array, "*R V"]:
+    """Distributions over all `size` ids, from the probabilities of some; those of equal ids are added."""
+    rows = np.indices((*probs.shape[:-1], 1), sparse=True)[:-1]
+    empty = jnp.zeros((*probs.shape[:-1], size), probs.dtype)
+    return empty.at[(*rows, ids)].add(probs, mode="promise_in_bounds")

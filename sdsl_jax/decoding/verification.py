@@ -1,7 +1,7 @@
 """Verification of drafted tokens, as pure functions of probabilities.
 
 Both rules emit tokens that are distributed exactly as the target's own. Suffixes: G drafted tokens,
-V vocabulary.
+V vocabulary, C ids that a draft may be, which are all V or a choice of them.
 
 Token verification (Leviathan et al., 2211.17192; Chen et al., 2302.01318): accept a drafted token v
 with probability min(1, p_v / q_v); at the first rejection draw from the residual max(p − q, 0),
@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from sdsl_jax.decoding.sampling import draw
+from sdsl_jax.decoding.sampling import draw, over_all_ids
 
 Verification = Literal["token", "block"]
 
@@ -67,11 +67,12 @@ def residual(p: Float[Array, "... V"], q: Float[Array, "... V"]) -> Float[Array,
 
 def verify_tokens(
     drafts: Int[Array, " G"],
-    draft_probs: Float[Array, "G V"],
+    draft_probs: Float[Array, "G C"],
     target_probs: Float[Array, "G+1 V"],
     lookahead: Int[Array, ""] | int,
     uniforms: Float[Array, " G"],
     gumbels: Float[Array, " V"],
+    ids: Int[Array, "G C"] | None = None,
 ) -> Verdict:
     """Token verification of the first `lookahead` drafts of one row.
 
@@ -84,18 +85,29 @@ def verify_tokens(
       uniforms: Uniform numbers in [0, 1), one for each test, independent of the noise that the
         drafts were drawn with.
       gumbels: Standard Gumbel noise for the token after the accepted ones, independent of both.
+      ids: The ids that `draft_probs` are of, where they are not all V in order: no other has a
+        probability, and of equal ones at most one has. Only the residual is then made over all V.
     """
-    chex.assert_shape(target_probs, (drafts.shape[0] + 1, draft_probs.shape[1]))
+    V = target_probs.shape[1]
+    chex.assert_shape(
+        target_probs, (drafts.shape[0] + 1, V if ids is not None else draft_probs.shape[1])
+    )
     positions = jnp.arange(drafts.shape[0])
     drafted = positions < lookahead
-    kept = is_accepted(uniforms, target_probs[positions, drafts], draft_probs[positions, drafts])
+    if ids is None:
+        p_of_ids, q_of_drafts = target_probs[:-1], draft_probs[positions, drafts]
+    else:
+        p_of_ids = jnp.take_along_axis(target_probs[:-1], ids, axis=1)
+        q_of_drafts = jnp.where(ids == drafts[:, None], draft_probs, 0.0).sum(axis=1)
+    kept = is_accepted(uniforms, target_probs[positions, drafts], q_of_drafts)
     accepted = jnp.cumprod(kept & drafted).sum()
     # Past the last draft there is no q to subtract: the bonus token comes from the target itself.
-    q = jnp.where(
-        accepted < lookahead, draft_probs[jnp.minimum(accepted, drafts.shape[0] - 1)], 0.0
-    )
+    at = jnp.minimum(accepted, drafts.shape[0] - 1)
+    q = jnp.where(accepted < lookahead, draft_probs[at], 0.0)
+    if ids is not None:
+        q = over_all_ids(q, ids[at], V)
     tested = drafted & (positions <= accepted)
-    chance = jnp.where(tested, jnp.minimum(overlap(target_probs[:-1], draft_probs), 1.0), 0.0)
+    chance = jnp.where(tested, jnp.minimum(overlap(p_of_ids, draft_probs), 1.0), 0.0)
     next_token = draw(residual(target_probs[accepted], q), gumbels)
     return Verdict(accepted, next_token, chance)
 
@@ -147,11 +159,12 @@ def block_tests(
 
 def verify_block(
     drafts: Int[Array, " G"],
-    draft_probs: Float[Array, "G V"],
+    draft_probs: Float[Array, "G C"],
     target_probs: Float[Array, "G+1 V"],
     lookahead: Int[Array, ""] | int,
     uniforms: Float[Array, " G"],
     gumbels: Float[Array, " V"],
+    ids: Int[Array, "G C"] | None = None,
 ) -> Verdict:
     """Block verification of the first `lookahead` drafts of one row; arguments as in
     `verify_tokens`.
@@ -160,6 +173,8 @@ def verify_block(
     be used again: a draft's key has to name the block it belongs to, not its position alone.
     """
     G = drafts.shape[0]
+    if ids is not None:
+        draft_probs = over_all_ids(draft_probs, ids, target_probs.shape[1])
     chex.assert_shape(target_probs, (G + 1, draft_probs.shape[1]))
     positions = jnp.arange(G)
     weights, passing = block_tests(drafts, draft_probs, target_probs, lookahead)

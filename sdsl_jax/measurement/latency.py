@@ -34,6 +34,7 @@ from sdsl_jax.decoding import (
     verify_tokens,
 )
 from sdsl_jax.decoding.decode import broken_logits
+from sdsl_jax.decoding.drafters import ids_of
 from sdsl_jax.decoding.noise import round_noise, row_keys
 from sdsl_jax.decoding.sampling import finite_logits
 from sdsl_jax.errors import require
@@ -110,8 +111,8 @@ def interleave(
 def _steps(
     params: Params, steps: Array, *, model: ModelConfig, width: int, batch: int, context: int
 ) -> tuple[Array, Array]:
-    """Takes `steps` steps as a decoder would: forward, probabilities, and a draw (width 1) or a
-    verification.
+    """Takes `steps` steps as a decoder would: forward, probabilities, and a draw (width 1), of a
+    truncated readout among its ids, or a verification.
 
     The cache has room for twice the context, as halfway through a decoding run: empty slots cost
     time as well.
@@ -120,17 +121,17 @@ def _steps(
       The last tokens, and whether all logits were finite.
     """
     cache = init_cache(model, batch, 2 * context + width, activation_dtype(params))
-    keys = row_keys(0, np.arange(batch))
+    keys, ids = row_keys(0, np.arange(batch)), ids_of(model.readout_ids, batch)
 
     def step(i, carry):
         tokens, finite, cache = carry
         positions = jnp.broadcast_to(context + jnp.arange(width), (batch, width))
-        logits, cache = forward(model, params, tokens, positions, cache)
+        logits, cache = forward(model, params, tokens, positions, cache, compact=width == 1)
         finite &= finite_logits(logits).all()
         p = probabilities(logits, Sampling())
         noise = round_noise(keys, jnp.full(batch, i), width - 1, model.vocab_size)
         if width == 1:
-            drawn = draw(p[:, 0], noise.residual)
+            drawn = draw(p[:, 0], noise.draft(0, ids), ids)
         else:
             # The target's own distributions stand in for q; their values do not change the work.
             q = jnp.roll(p[:, :-1], 1, axis=-1)

@@ -472,10 +472,11 @@ def forward(
     positions_BT: Int[Array, "B T"] | None = None,
     cache: KVCache | None = None,
     remat: bool = False,
+    compact: bool = False,
 ) -> tuple[Float[Array, "B T V"], KVCache | None]:
     """Logits and cache of `Transformer.__call__`, as a pure function of parameters, to be used inside `jax.jit` with
     `config` static."""
-    return outputs(config, params, tokens_BT, positions_BT, cache, remat)[:2]
+    return outputs(config, params, tokens_BT, positions_BT, cache, remat, compact=compact)[:2]
 
 
 def outputs(

@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 
 from benchmarks import lossless
-from benchmarks.lossless import chi_square, covering, decode_ragged, model, outcomes
+from benchmarks.lossless import (
+    chi_square,
+    covering,
+    decode_ragged,
+    hybrid,
+    model,
+    outcomes,
+    truncated,
+)
 from sdsl_jax.decoding import (
     ConfidenceThreshold,
     Model,
@@ -293,6 +301,25 @@ def test_ngram_drafts_are_lossless(verify):
     assert min(p_values(NgramDraft(lossless.V), model(2, 2), 30_000, **settings)) > ALPHA
 
 
+@pytest.mark.parametrize(
+    ("draft", "verify"),
+    [
+        pytest.param(truncated, "token", marks=pytest.mark.slow, id="model-token"),
+        pytest.param(truncated, "block", marks=pytest.mark.release, id="model-block"),
+        pytest.param(
+            lambda: hybrid(truncated()), "token", marks=pytest.mark.release, id="hybrid-token"
+        ),
+        pytest.param(
+            lambda: hybrid(truncated()), "block", marks=pytest.mark.slow, id="hybrid-block"
+        ),
+    ],
+)
+def test_drafts_of_some_ids_are_lossless(draft, verify):
+    """The target gives the other id as well, which then comes from residuals, and n-grams copy it."""
+    settings = dict(lookahead=3, verification=verify)
+    assert min(p_values(draft(), model(2, 2), 30_000, **settings)) > ALPHA
+
+
 # ---- Mutations. Each replaces one piece of the loop, which is then traced anew.
 
 
@@ -303,13 +330,10 @@ def shared_key(monkeypatch):
     def round_noise(*arguments):
         noise = original(*arguments)
         one = jnp.exp(-jnp.exp(-noise.residual[:, :1]))
-        return loop.Noise(
-            jnp.broadcast_to(one, noise.uniforms.shape),
-            noise.residual,
-            jnp.broadcast_to(noise.residual[:, None], noise.drafts.shape),
-        )
+        return noise._replace(uniforms=jnp.broadcast_to(one, noise.uniforms.shape))
 
     monkeypatch.setattr(loop, "round_noise", round_noise)
+    monkeypatch.setattr(loop.Noise, "draft", lambda self, number, ids: self.residual)
 
 
 def reused_uniform(monkeypatch):
@@ -327,20 +351,23 @@ def reused_uniform(monkeypatch):
 
 def keys_by_position(monkeypatch):
     """Draft noise belongs to the position, whichever block it is drafted in."""
-    original = loop.round_noise
+    original, of_round = loop.round_noise, loop.Noise.draft
 
     def round_noise(keys, starts, G, V):
-        drafts = [original(keys, starts + i, 1, V).drafts[:, 0] for i in range(G)]
-        drafts = jnp.stack(drafts, axis=1)
-        return original(keys, starts, G, V)._replace(drafts=drafts)
+        return original(keys, starts, G, V)._replace(words=(keys, starts))
+
+    def draft(self, number, ids):
+        keys, starts = self.words
+        return of_round(original(keys, starts + number, 1, self.residual.shape[1]), 0, ids)
 
     monkeypatch.setattr(loop, "round_noise", round_noise)
+    monkeypatch.setattr(loop.Noise, "draft", draft)
 
 
 def argmax_draft(monkeypatch):
     """Drafts are the most probable tokens, but are verified as if they had been drawn."""
     monkeypatch.setattr(
-        loop, "draw", lambda probs, noise: jnp.argmax(probs, axis=-1).astype(jnp.int32)
+        loop, "draw", lambda probs, noise, ids=None: jnp.argmax(probs, axis=-1).astype(jnp.int32)
     )
 
 
@@ -348,8 +375,8 @@ def batch_minimum(monkeypatch):
     """The batch advances by the smallest number accepted; rows that had accepted more draw from the residual there."""
     original = loop.verify_rows
 
-    def verify_rows(rule, drafts, q, p, counts, noise):
-        verdict = original(rule, drafts, q, p, counts, noise)
+    def verify_rows(rule, drafts, q, p, counts, noise, ids):
+        verdict = original(rule, drafts, q, p, counts, noise, ids)
         least = jnp.where(counts > 0, verdict.accepted, drafts.shape[1]).min()
         accepted = jnp.minimum(verdict.accepted, least)
         rest = verification.residual(p[:, least], q[:, jnp.minimum(least, q.shape[1] - 1)])
@@ -385,10 +412,10 @@ def discarded_draft(monkeypatch):
     """A draft is dropped because of what it is: the decision to stop comes after the draw."""
     original = loop.verify_rows
 
-    def verify_rows(rule, drafts, q, p, counts, noise):
+    def verify_rows(rule, drafts, q, p, counts, noise, ids):
         unsure = jnp.take_along_axis(q, drafts[..., None], axis=-1)[..., 0] < 0.4
         first = jnp.where(unsure.any(axis=1), jnp.argmax(unsure, axis=1), q.shape[1])
-        return original(rule, drafts, q, p, jnp.minimum(counts, first), noise)
+        return original(rule, drafts, q, p, jnp.minimum(counts, first), noise, ids)
 
     monkeypatch.setattr(loop, "verify_rows", verify_rows)
 
@@ -410,9 +437,9 @@ def look_ahead(monkeypatch):
     verifies it only if that is high."""
     original = loop.verify_rows
 
-    def verify_rows(rule, drafts, q, p, counts, noise):
+    def verify_rows(rule, drafts, q, p, counts, noise, ids):
         sure = q[:, 1].max(axis=-1) > 0.9
-        return original(rule, drafts, q, p, jnp.where(sure, 1, 0), noise)
+        return original(rule, drafts, q, p, jnp.where(sure, 1, 0), noise, ids)
 
     monkeypatch.setattr(loop, "verify_rows", verify_rows)
 
@@ -440,8 +467,8 @@ def constant_bonus(monkeypatch):
     """After a full acceptance always the same token comes."""
     original = loop.verify_rows
 
-    def verify_rows(rule, drafts, q, p, counts, noise):
-        verdict = original(rule, drafts, q, p, counts, noise)
+    def verify_rows(rule, drafts, q, p, counts, noise, ids):
+        verdict = original(rule, drafts, q, p, counts, noise, ids)
         return verdict._replace(
             next_token=jnp.where(verdict.accepted == counts, 0, verdict.next_token)
         )

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from sdsl_jax.decoding import Sampling, probabilities
 from sdsl_jax.decoding.noise import round_noise, row_keys
+from sdsl_jax.decoding.sampling import over_all_ids
 from sdsl_jax.errors import SdslError
 
 jitted = jax.jit(probabilities)
@@ -99,4 +100,21 @@ def test_noise_is_that_of_jax_random_to_the_last_bit():
         gumbels = -jnp.log(-jnp.log(uniforms[:, :V]))
         np.testing.assert_array_equal(noise.uniforms[row], uniforms[1:, V])
         np.testing.assert_array_equal(noise.residual[row], gumbels[0])
-        np.testing.assert_array_equal(noise.drafts[row], gumbels[1:])
+        for number in range(G):
+            found = noise.draft(number, None)[row]
+            np.testing.assert_array_equal(found, gumbels[number + 1])
+    # A draft of some ids has the noise of these.
+    ids = jnp.asarray([[6, 0], [2, 2], [3, 5]])
+    np.testing.assert_array_equal(
+        noise.draft(1, ids), jnp.take_along_axis(noise.draft(1, None), ids, axis=1)
+    )
+
+
+def test_probabilities_of_some_ids_over_all():
+    probs, ids = np.random.default_rng(0).random((2, 3, 2)), np.array([[[4, 1]] * 3, [[0, 0]] * 3])
+    whole = np.zeros((2, 3, 5), np.float32)
+    for row, at in np.ndindex(2, 3):
+        np.add.at(whole[row, at], ids[row, at], probs[row, at].astype(np.float32))
+    found = over_all_ids(jnp.asarray(probs, jnp.float32), jnp.asarray(ids), 5)
+    np.testing.assert_array_equal(found, whole)
+    np.testing.assert_array_equal(over_all_ids(jnp.ones(1), jnp.asarray([2]), 4), np.eye(4)[2])
