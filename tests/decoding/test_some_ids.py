@@ -27,7 +27,7 @@ SOME = (0, 1, 3)
 @pytest.mark.parametrize("verify", [verify_tokens, verify_block])
 def test_verdicts_are_those_over_all_ids(verify):
     """With ids in any order and columns of no probability, whose ids occur again."""
-    G, ids_in_all, columns, rows = 3, 9, 6, 500
+    G, ids_in_all, columns, rows = 3, 9, 6, 2000
     random = np.random.default_rng(0)
     p = random.dirichlet(np.full(ids_in_all, 0.5), (rows, G + 1)).astype(np.float32)
     q = random.dirichlet(np.full(columns, 0.5), (rows, G)).astype(np.float32)

@@ -121,8 +121,7 @@ def test_sizes_and_settings_of_heads_on_tables(dataset, tmp_path):
     odd = dataclasses.replace(config.ladder, draft_params=(50,))
     with pytest.raises(SdslError, match=r"without blocks it has 28,920, and each block adds \d"):
         plan_rungs(dataclasses.replace(config, ladder=odd), dataset, tmp_path)
-    with pytest.raises(SdslError, match=r"name such drafts in ladder\.given_drafts"):
-        check_ladder(config)
+    check_ladder(config)
 
 
 @pytest.fixture(scope="module", params=[0, 1])
