@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sdsl_jax.evidence.claims import Claims, Sensitivity, claims, sensitivity
 from sdsl_jax.evidence.clock import Clock, clock
+from sdsl_jax.evidence.clock_sizes import ClockSizes, clock_sizes
 from sdsl_jax.evidence.conditions import Domain, Temperature, domain, temperature
 from sdsl_jax.evidence.dependence import Dependence, dependence
 from sdsl_jax.evidence.estimators import Estimators, estimators
@@ -40,6 +41,7 @@ class Evidence:
       clock: predicted and measured speed-ups on the clock
       objectives: what training for acceptance changes
       kinds: which kind of draft is best
+      clock_sizes: how large the best draft is on the clock and in FLOPs
     """
 
     claims: Claims | None = None
@@ -57,6 +59,7 @@ class Evidence:
     clock: Clock | None = None
     objectives: Objectives | None = None
     kinds: Kinds | None = None
+    clock_sizes: ClockSizes | None = None
 
 
 def gather(records: StudyRecords) -> Evidence:
@@ -77,4 +80,5 @@ def gather(records: StudyRecords) -> Evidence:
         clock(records),
         objectives(records),
         kinds(records),
+        clock_sizes(records),
     )
