@@ -31,7 +31,7 @@ from sdsl_jax.theory import (
 # Draws that optima and their elasticities are computed for: enough for a 90% interval.
 _DRAWS = 200
 # The paper's ratio; and what "barely" is taken to mean, as a change of ln N* with ln D.
-_RATIO, _BARELY = 200.0, 0.1
+RATIO, _BARELY = 200.0, 0.1
 # Share of draws whose optimum must lie inside the bounds of N for a claim about it to be answered.
 _INTERIOR = 0.9
 # Coefficients by which the loss laws depend on training tokens.
@@ -269,34 +269,34 @@ def claims(records: StudyRecords) -> Claims | None:
 
     at = f"at the largest target, {targets[-1].params_nonembedding:,} parameters"
     rows = [
-        _claim(
+        claim_of(
             "the best draft is about 200 times smaller than its target",
             "mean of M/N* over the targets; about: within a factor of 2",
             float(ratio(point)[0]),
             ratio(drawn),
             confidence,
-            holds=lambda low, high: low >= _RATIO / 2 and high <= 2 * _RATIO,
-            fails=lambda low, high: high < _RATIO / 2 or low > 2 * _RATIO,
+            holds=lambda low, high: low >= RATIO / 2 and high <= 2 * RATIO,
+            fails=lambda low, high: high < RATIO / 2 or low > 2 * RATIO,
         ),
-        _claim(
+        claim_of(
             "the best draft's size is proportional to its target's",
             f"d ln N*/d ln M {at}; 1 if so",
             *elasticity(0),
             confidence,
-            holds=_near_one,
-            fails=_not_one,
+            holds=near_one,
+            fails=not_one,
         ),
     ]
     if len(targets) > 1:
         rows.append(
-            _claim(
+            claim_of(
                 "the best draft's size is linear in its target's",
                 "dN*/dM at the largest target over dN*/dM at the smallest; 1 if so",
                 float(_slope_ratio(point, targets)[0]),
                 _slope_ratio(drawn, targets),
                 confidence,
-                holds=_near_one,
-                fails=_not_one,
+                holds=near_one,
+                fails=not_one,
             )
         )
     identified = data_identified(records.fits.loss_law)
@@ -305,7 +305,7 @@ def claims(records: StudyRecords) -> Claims | None:
         ("the target's training tokens barely matter for the best draft's size", "D′", 2),
     ):
         rows.append(
-            _claim(
+            claim_of(
                 claim,
                 f"d ln N*/d ln {symbol} {at}; barely: within ±{_BARELY:g}"
                 + "; the exponent of the data is not identified" * (not identified),
@@ -350,11 +350,13 @@ def data_identified(law: LawRecord) -> bool:
     )
 
 
-def _near_one(low: float, high: float) -> bool:
+def near_one(low: float, high: float) -> bool:
+    """Whether an interval holds 1 and stays near it."""
     return 1 - _BARELY <= low <= 1 <= high <= 1 + _BARELY
 
 
-def _not_one(low: float, high: float) -> bool:
+def not_one(low: float, high: float) -> bool:
+    """Whether an interval excludes 1."""
     return low > 1 or high < 1
 
 
@@ -386,7 +388,7 @@ def _perplexity(records: StudyRecords, laws: FittedLaws) -> list[Claim]:
     few = f"; only {len(targets)} training runs of targets" * (not enough)
 
     def claim(scope: str, what: str, scale: float, decisive: bool) -> Claim:
-        return _claim(
+        return claim_of(
             f"the draft's perplexity dominates acceptance, {scope}",
             what,
             scale * abs(float(plane.target_slope) / float(plane.draft_slope)),
@@ -414,7 +416,7 @@ def _perplexity(records: StudyRecords, laws: FittedLaws) -> list[Claim]:
     ]
 
 
-def _claim(
+def claim_of(
     claim: str,
     quantity: str,
     estimate: float,
@@ -423,6 +425,18 @@ def _claim(
     holds: Callable[[float, float], bool],
     fails: Callable[[float, float], bool],
 ) -> Claim:
+    """A conclusion with its interval over draws, and the answer.
+
+    Args:
+      claim: The conclusion.
+      quantity: What was estimated, and what counts as a yes.
+      estimate: Its estimate.
+      draws: Draws of it; those that are not finite are left out, and decide nothing if they are more
+        than half.
+      confidence: Confidence of the interval.
+      holds: Whether an interval (low, high) says yes.
+      fails: Whether it says no.
+    """
     finite = draws[np.isfinite(draws)]
     if len(finite) < len(draws) / 2 or not math.isfinite(estimate):
         return Claim(claim, quantity, estimate, math.nan, math.nan, "undecided")

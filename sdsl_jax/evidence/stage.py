@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sdsl_jax.evidence.claims import Claims, Sensitivity, claims, sensitivity
 from sdsl_jax.evidence.clock import Clock, clock
+from sdsl_jax.evidence.clock_sizes import ClockSizes, clock_sizes
 from sdsl_jax.evidence.conditions import Domain, Temperature, domain, temperature
 from sdsl_jax.evidence.dependence import Dependence, dependence
 from sdsl_jax.evidence.estimators import Estimators, estimators
@@ -44,6 +45,7 @@ class Evidence:
       kinds: which kind of draft is best
       readouts: how size, tokens and the ids that a draft proposes make its acceptance
       race: how much faster the best draft decodes, on prompts that did not choose it
+      clock_sizes: how large the best draft is on the clock and in FLOPs
     """
 
     claims: Claims | None = None
@@ -63,6 +65,7 @@ class Evidence:
     kinds: Kinds | None = None
     readouts: Readouts | None = None
     race: Race | None = None
+    clock_sizes: ClockSizes | None = None
 
 
 def gather(records: StudyRecords) -> Evidence:
@@ -85,4 +88,5 @@ def gather(records: StudyRecords) -> Evidence:
         kinds(records),
         readouts(records),
         race(records),
+        clock_sizes(records),
     )

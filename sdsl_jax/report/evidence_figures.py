@@ -16,6 +16,7 @@ from sdsl_jax.evidence.holdout import Choice
 from sdsl_jax.evidence.same_data import SameData
 from sdsl_jax.records import ModelRecord, longest_trained
 from sdsl_jax.report.clock_figure import CLOCK_CAPTION, draw_clock
+from sdsl_jax.report.clock_sizes_figure import CLOCK_SIZES_CAPTION, draw_clock_sizes
 from sdsl_jax.report.style import (
     COLOURS,
     NAMES,
@@ -52,6 +53,7 @@ EVIDENCE_CAPTIONS = {
     "on the text, of the middle size, by budget. Right: the same acceptances against the draft's loss on the text, which no "
     "longer tells them.",
     "clock": CLOCK_CAPTION,
+    "clock_sizes": CLOCK_SIZES_CAPTION,
 }
 _MODELS = ("geometric", "beta", "persistent")
 _MOST_DRAFTS = 7
@@ -412,4 +414,5 @@ _FIGURES = {
     "objectives": _objectives,
     "kinds": _kinds,
     "clock": draw_clock,
+    "clock_sizes": draw_clock_sizes,
 }
