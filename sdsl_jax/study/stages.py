@@ -384,7 +384,9 @@ STAGES = {
         times="latency",
     ),
     "conditions": Stage(_conditions, (*_MODEL, "measure", "conditions"), _RECORDS[:1], _CONDITIONS),
-    "fit": Stage(_fit, (*_MODEL, "fit"), (*_RECORDS[:2], "records/latency.csv"), (_FITS,)),
+    "fit": Stage(
+        _fit, (*_MODEL, "fit", "holdout"), (*_RECORDS[:2], "records/latency.csv"), (_FITS,)
+    ),
     "codesign": Stage(
         _codesign,
         ("seed", "data", "fit", "measure", "codesign"),
