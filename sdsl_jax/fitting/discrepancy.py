@@ -157,7 +157,7 @@ def fit_discrepancy(
     length, noise, *deviations = np.exp(sampled.logs.T)
     found = {}
     for name, of_variable in zip(
-        variables, likelihood.deviations(unit_size * np.asarray(deviations))
+        variables, likelihood.deviations([unit_size * x for x in deviations])
     ):
         values, rows = _labelled(variables[name].values, variables[name].runs)
         absorbed = [_short(column) for column in (inverse @ rows).T]
