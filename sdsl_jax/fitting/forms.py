@@ -164,7 +164,7 @@ def _nested_residuals(x: Array, data: LossData) -> Array:
 
 
 def _nested(x: Array, data: LossData) -> NestedLaw:
-    return NestedLaw(*coefficients(_chinchilla(x[:5], data)).values(), _exponent(x[5]))
+    return NestedLaw(**coefficients(_chinchilla(x[:5], data)), kappa=_exponent(x[5]))
 
 
 def _nested_vector(law: NestedLaw, data: LossData) -> Array:
