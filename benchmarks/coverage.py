@@ -1,7 +1,7 @@
 """`python -m benchmarks.coverage [--tables N] [--json FILE]`: do 90% intervals of acceptance hold
 pairs of unseen sizes, where the law is right and where it is wrong?
 
-Tables are simulated on the design of `experiments/holdout.toml`: drafts of 3k to 50k parameters and
+Tables are simulated on the design of `experiments/holdout-first-ladder.toml`: drafts of 3k to 50k parameters and
 targets of 120k and 250k are fitted by the logit plane, drafts of 90k and 160k and a target of 500k
 are held out. The truths are the plane itself, a plane that bends in the loss gap, an acceptance that
 saturates, and targets that differ from size to size. Every model and every pair scatters. The share
@@ -23,10 +23,11 @@ import numpy as np
 from jaxtyping import Float
 
 from sdsl_jax.fitting.acceptance import PairTable, pair_resamples
-from sdsl_jax.fitting.discrepancy import bent_laws, scatter
+from sdsl_jax.fitting.discrepancy import ErrorInVariable, Variable, bent_laws, scatter
 from sdsl_jax.fitting.forms import ACCEPTANCE_FORMS, pair_data
 from sdsl_jax.fitting.law_fit import best_fit, bootstrap, law_of
 from sdsl_jax.fitting.stage import acceptance_discrepancy
+from sdsl_jax.statistics import stream
 from sdsl_jax.theory import ChinchillaLaw, ModelPoint
 
 # Losses and acceptances of the ladder that ships, to two digits.
@@ -77,7 +78,7 @@ class Simulated(NamedTuple):
 
 def simulate(truth: Truth, seed: int) -> Simulated:
     """Every draft with every target."""
-    random = np.random.default_rng(seed)
+    random = stream(seed, "truth")
     n, d = (x.ravel() for x in np.meshgrid(DRAFTS, DRAFT_TOKENS, indexing="ij"))
     m, t = (x.ravel() for x in np.meshgrid(TARGETS, TARGET_TOKENS, indexing="ij"))
     of_draft, of_target = (x.ravel() for x in np.indices((len(n), len(m))))
@@ -123,21 +124,27 @@ class Outcome(NamedTuple):
 def judge(simulated: Simulated, seed: int) -> Outcome:
     """Fits the plane to the seen pairs and counts the others."""
     seen, unseen = (simulated.pairs.rows(x) for x in (~simulated.held_out, simulated.held_out))
-    form, random = ACCEPTANCE_FORMS["logit_plane"], np.random.default_rng(seed)
+    form = ACCEPTANCE_FORMS["logit_plane"]
     with jax.enable_x64(True):
         data = pair_data(seen.draft, seen.target, seen.alpha)
         best = best_fit(form, data, np.ones(len(seen.alpha)), DELTA, STARTS, seed)
         law = jax.tree.map(np.asarray, law_of(form, best.parameters, data))
         draws, _ = bootstrap(form, best, data, pair_resamples(seen, DRAWS, seed), DELTA)
         found = acceptance_discrepancy(law, seen, DRAWS, seed)
-        bent = bent_laws(found, law, draws, seed)
+        bent = bent_laws(found, law, draws, stream(seed, "waves"))
         plain, errors = _predict(bent, unseen.draft, unseen.target)
-    members = [unseen.draft_model.tolist(), unseen.target_model.tolist()]
-    full = np.asarray(errors) + scatter(found, members, len(unseen.alpha), random)
+    members = {
+        "draft_params": Variable(unseen.draft_sizes, unseen.draft_run, unseen.draft_model),
+        "target_params": Variable(unseen.target_sizes, unseen.target_run, unseen.target_model),
+    }
+    count_of, random = len(unseen.alpha), stream(seed, "scatter")
+    full = np.asarray(errors) + scatter(found, members, count_of, random)
+    none = [0.0] * DRAWS
+    of_models = ErrorInVariable(none, [], [], none, [MODEL_SCATTER] * DRAWS)
     exact = found.__class__(
-        found.unit, {}, found.length, [MODEL_SCATTER] * DRAWS, [PAIR_SCATTER] * DRAWS, DRAWS
+        found.unit, dict.fromkeys(members, of_models), none, [PAIR_SCATTER] * DRAWS, DRAWS
     )
-    alone = np.asarray(plain) + scatter(exact, members, len(unseen.alpha), random)
+    alone = np.asarray(plain) + scatter(exact, members, count_of, random)
 
     def count(values: Float[np.ndarray, "draws n"]) -> tuple[float, float]:
         low, high = np.quantile(values[1:], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)

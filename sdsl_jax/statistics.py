@@ -4,6 +4,7 @@ score for counts of unequal coins. Numpy only."""
 from __future__ import annotations
 
 import math
+import zlib
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -32,6 +33,16 @@ class Interval(NamedTuple):
         if math.isnan(self.low):
             return format(self.estimate, spec)
         return f"{self.estimate:{spec}} ± {(self.high - self.low) / 2:{spec}}"
+
+
+def stream(seed: int, *purpose: str) -> np.random.Generator:
+    """A source of random numbers for one purpose, independent of those for any other.
+
+    Args:
+      seed: Seed of the study.
+      purpose: What the numbers are for, such as ("waves", "chinchilla").
+    """
+    return np.random.default_rng([seed, zlib.crc32("/".join(purpose).encode())])
 
 
 def root_mean_square(values: np.ndarray) -> float:

@@ -52,6 +52,16 @@ def test_overrides_win(tmp_path):
     )
 
 
+def test_what_is_seen_follows_the_rule_for_pairs_and_holds_nothing_back():
+    config = tiny(
+        ladder={"draft_params": [3000, 5000]},
+        holdout={"draft_params": [5000], "smaller_drafts": True, "alpha_mae": 0.2},
+    )
+    assert config.seen.ladder.draft_params == (3000,)
+    assert config.seen.holdout.smaller_drafts
+    assert not config.seen.holdout.any
+
+
 def test_an_override_that_is_not_one():
     with pytest.raises(SdslError, match="not of the form"):
         parse_override("training.batch_size")
@@ -63,6 +73,14 @@ def test_an_override_that_is_not_one():
         ({"trianing": {}}, "unknown key trianing; the keys allowed here are name, ladder"),
         ({"training": {"batchsize": 3}}, "unknown key training.batchsize"),
         ({"training": {"batch_size": 0}}, "training.batch_size is 0; it must be at least 1"),
+        (
+            {"holdout": {"alpha_coverage": [0.95, 0.85]}},
+            "holdout.alpha_coverage is [0.95, 0.85]; it must hold the lowest and the highest share",
+        ),
+        (
+            {"holdout": {"alpha_mae": 2}},
+            "holdout.alpha_mae is 2.0; it must lie in [0, 1]",
+        ),
         (
             {"training": {"batch_size": 2.5}},
             "training.batch_size is 2.5; it must be a whole number",

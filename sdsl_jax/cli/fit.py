@@ -45,7 +45,9 @@ def fit(
     ],
     /,
     csv: Annotated[Path, arg(metavar="FILE.csv")],
-    law: Annotated[Literal["chinchilla", "kaplan"] | None, arg(metavar="chinchilla|kaplan")] = None,
+    law: Annotated[
+        Literal["chinchilla", "kaplan", "nested"] | None, arg(metavar="chinchilla|kaplan|nested")
+    ] = None,
     params_column: Annotated[str | None, _COLUMN] = None,
     tokens_column: Annotated[str | None, _COLUMN] = None,
     loss_column: Annotated[str | None, _COLUMN] = None,
@@ -91,7 +93,8 @@ def fit(
         what: The kind of law.
         csv: The table, compressed or not, with cells separated by commas, semicolons or tabs.
             Records of a study are read as they are.
-        law: Form of the loss law: E + A/N^a + B/D^b (chinchilla, the default), or Kaplan's.
+        law: Form of the loss law: E + A/N^a + B/D^b (chinchilla, the default), Kaplan's, or nested,
+            which holds both.
         params_column: Column of the sizes; params_nonembedding if left out.
         tokens_column: Column of the training tokens; train_tokens if left out.
         loss_column: Column of the loss, in nats per token for sdsl predict; loss_nats if left out.

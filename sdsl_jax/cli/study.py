@@ -117,14 +117,21 @@ def _print_holdout(console: Console, holdout: Holdout) -> None:
     names = {
         "largest_loss": "relative error of the largest size's losses",
         "alpha_mae": "mean absolute error of α, pairs not seen",
+        "alpha_coverage": "share of these pairs inside their intervals",
         "regret": "share of the best measured speed-up lost",
     }
     rows = [
-        (names[key], f"{goal.goal:g}", f"{goal.reached:.4f}", "met" if goal.met else "missed")
+        (names[key], str(goal), f"{goal.reached:.4f}", "met" if goal.met else "missed")
         for key, goal in holdout.goals.items()
     ]
-    columns = ("goal", "at most", "reached", "")
+    columns = ("goal", "to be", "reached", "")
     console.print(table("Predicted before it was measured", columns, rows))
+    for row in holdout.coverage:
+        say(
+            console,
+            f"  {row.group}: {row.inside:.0%} of {row.n} inside; {row.expected_low:.0%} to "
+            f"{row.expected_high:.0%} is what the forecast expects",
+        )
     for sentence in holdout.why:
         say(console, f"  {sentence}")
 

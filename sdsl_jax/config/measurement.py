@@ -115,10 +115,36 @@ class ConditionsConfig:
 class HoldoutConfig:
     """Sizes that are kept back. Laws are fitted without them and predict them before they are
     trained, measured or looked at.
+
+    Attributes:
+      draft_params: Sizes of drafts that are kept back.
+      target_params: Sizes of targets that are kept back.
+      smaller_drafts: Whether pairs count only if the draft is smaller than its target. Others have no
+        use in speculative decoding: no acceptance law is fitted to them, no goal is held against
+        them, and their errors are reported apart.
+      largest_loss: Goal: largest mean relative error of the losses of the largest size.
+      alpha_mae: Goal: largest mean absolute error of α of the pairs that count.
+      alpha_coverage: Goal: lowest and highest share of these pairs inside their intervals.
+      regret: Goal: largest share of the best measured speed-up that the predicted draft and
+        lookahead may lose.
     """
 
     draft_params: tuple[WholeCount, ...] = ()
     target_params: tuple[WholeCount, ...] = ()
+    smaller_drafts: bool = False
+    largest_loss: float = 0.01
+    alpha_mae: float = 0.01
+    alpha_coverage: tuple[float, ...] = (0.85, 0.95)
+    regret: float = 0.03
+
+    def __post_init__(self):
+        within = dict.fromkeys(("largest_loss", "alpha_mae", "alpha_coverage", "regret"), "[0, 1]")
+        require_fields("holdout", self, **within)
+        ends = self.alpha_coverage
+        require(
+            len(ends) == 2 and ends[0] <= ends[1],
+            f"holdout.alpha_coverage is {list(ends)}; it must hold the lowest and the highest share.",
+        )
 
     @property
     def any(self) -> bool:

@@ -482,12 +482,13 @@ class FitConfig:
     whole rungs.
 
     Models that saw their text more than `max_epochs` times stay out of the loss law, since L(N, D)
-    counts all tokens as new. `coverage` tables are simulated from the fitted loss law to count how
+    counts all tokens as new. `loss_law = "best"` takes the law with the least error at left-out sizes.
+    `coverage` tables are simulated from the fitted loss law to count how
     often its intervals hold the truth.
     """
 
     estimator: Literal["teacher_forced_text", "teacher_forced_samples"] = "teacher_forced_samples"
-    loss_law: Literal["chinchilla", "kaplan"] = "chinchilla"
+    loss_law: Literal["chinchilla", "kaplan", "nested", "best"] = "chinchilla"
     max_epochs: float = 4.0
     resample: Literal["rows", "rungs"] = "rungs"
     huber_delta: float = 1e-3
@@ -652,4 +653,5 @@ class StudyConfig:
             ),
         )
         measure = replace(self.measure, decode="none")
-        return replace(self, ladder=ladder, measure=measure, holdout=HoldoutConfig())
+        holdout = HoldoutConfig(smaller_drafts=self.holdout.smaller_drafts)
+        return replace(self, ladder=ladder, measure=measure, holdout=holdout)

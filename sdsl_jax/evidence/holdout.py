@@ -11,6 +11,7 @@ import numpy as np
 from sdsl_jax.evidence.common import MeasuredSpeedups, measured_speedups
 from sdsl_jax.evidence.law_comparison import largest_left_out, once_seen
 from sdsl_jax.evidence.predictions import (
+    PAIRS,
     FormError,
     IntervalShares,
     PredictedLoss,
@@ -18,14 +19,12 @@ from sdsl_jax.evidence.predictions import (
     PredictedPair,
     Predictions,
     Rung,
+    pair_groups,
 )
 from sdsl_jax.evidence.study_records import StudyRecords
 from sdsl_jax.records import ModelRecord, longest_trained
 from sdsl_jax.theory import ACCEPTANCE_LAWS, ModelPoint
 
-# What a study sets out to reach: mean relative error of the losses of the largest size, of α in
-# absolute terms, and regret of S.
-GOALS = {"largest_loss": 0.01, "alpha_mae": 0.02, "regret": 0.03}
 # Budgets are rounded to whole steps.
 _SAME_TOKENS = 0.05
 
@@ -104,14 +103,46 @@ class Goal:
     """A goal of the predictions.
 
     Attributes:
-      goal: largest error that meets the goal
-      reached: error that was reached
+      goal: largest value that meets the goal
+      reached: value that was reached
       met: whether the goal was met
+      at_least: smallest value that meets the goal
     """
 
     goal: float
     reached: float
     met: bool
+    at_least: float = 0.0
+
+    @classmethod
+    def of(cls, reached: float, most: float, least: float = 0.0) -> Goal:
+        """What was reached, against the ends of what was to be reached."""
+        return cls(most, reached, least <= reached <= most, least)
+
+    def __str__(self) -> str:
+        """What was to be reached, such as "0.85 to 0.95"."""
+        return f"{self.at_least:g} to {self.goal:g}" if self.at_least else f"at most {self.goal:g}"
+
+
+@dataclass(frozen=True)
+class GroupCoverage:
+    """How many predictions of a group came true within their intervals.
+
+    Attributes:
+      group: what the pairs have in common; "losses" for the losses
+      n: predictions
+      inside: share inside their intervals
+      expected_low: low quantile of this share in joint draws of the forecast
+      expected_high: high quantile of it
+      mae: mean absolute error, relative for losses
+    """
+
+    group: str
+    n: int
+    inside: float
+    expected_low: float
+    expected_high: float
+    mae: float
 
 
 @dataclass(frozen=True)
@@ -220,7 +251,7 @@ class Holdout:
     Attributes:
       losses: losses of held-out models
       pairs: acceptance under the best law, pairs with a held-out member
-      alpha_by_law: errors of acceptance under every law
+      alpha_by_law: errors of acceptance under every law, of the pairs that count
       best_law: acceptance law that was best before anything was held against it
       choice: what each way of choosing gives for the largest target
       largest_at_longest_budget: relative error of the loss of the largest size at its longest
@@ -228,7 +259,8 @@ class Holdout:
       loss_by_depth: loss laws fitted afterwards, by least depth
       goals: what the predictions set out to reach
       loss_coverage: share of losses inside their intervals
-      alpha_coverage: share of acceptances inside their intervals
+      alpha_coverage: share of acceptances inside their intervals, of the pairs that count
+      coverage: the same by group of pairs, beside what the forecast itself expected
       confidence: confidence of the intervals
       why: what the errors come from, in sentences
       published: when the predictions were written
@@ -255,6 +287,7 @@ class Holdout:
     basis: str
     form_errors: list[FormError] = field(default_factory=list)
     interval_shares: list[IntervalShares] = field(default_factory=list)
+    coverage: list[GroupCoverage] = field(default_factory=list)
 
 
 def holdout(records: StudyRecords) -> Holdout | None:
@@ -270,14 +303,23 @@ def holdout(records: StudyRecords) -> Holdout | None:
     size = max(row.params for row in losses)
     largest = [row for row in losses if row.params == size]
     by_depth = _loss_by_depth(records)
-    by_law = {name: _alpha_errors([p for p in pairs if p.law == name]) for name in ACCEPTANCE_LAWS}
-    best = [p for p in pairs if p.law == published.best_law]
-    errors = by_law[published.best_law]
-    reached = {
-        "largest_loss": float(np.mean([abs(row.relative_error) for row in largest])),
-        "alpha_mae": errors.mae,
-        "regret": choice.strategies["predicted N* and γ*"].regret,
+    goals, best = records.config.holdout, [p for p in pairs if p.law == published.best_law]
+    groups = pair_groups(
+        np.asarray([(p.draft_params, p.target_params) for p in best]),
+        np.asarray([(p.draft_held_out, p.target_held_out) for p in best]),
+        goals.smaller_drafts,
+    )
+    if PAIRS not in groups:
+        return None
+    by_law = {
+        name: _alpha_errors([p for p, counts in zip(of_law, groups[PAIRS]) if counts])
+        for name in ACCEPTANCE_LAWS
+        if (of_law := [p for p in pairs if p.law == name])
     }
+    errors = by_law[published.best_law]
+    covered = float(np.mean([p.inside for p in best], where=groups[PAIRS]))
+    loss_error = float(np.mean([abs(row.relative_error) for row in largest]))
+    regret = choice.strategies["predicted N* and γ*"].regret
     return Holdout(
         losses=losses,
         pairs=best,
@@ -286,9 +328,21 @@ def holdout(records: StudyRecords) -> Holdout | None:
         choice=choice,
         largest_at_longest_budget=max(largest, key=lambda row: row.tokens).relative_error,
         loss_by_depth=by_depth,
-        goals={k: Goal(goal, reached[k], reached[k] <= goal) for k, goal in GOALS.items()},
+        goals={
+            "largest_loss": Goal.of(loss_error, goals.largest_loss),
+            "alpha_mae": Goal.of(errors.mae, goals.alpha_mae),
+            "alpha_coverage": Goal.of(covered, *reversed(goals.alpha_coverage)),
+            "regret": Goal.of(regret, goals.regret),
+        },
         loss_coverage=float(np.mean([row.inside for row in losses])),
-        alpha_coverage=float(np.mean([p.inside for p in best])),
+        alpha_coverage=covered,
+        coverage=[
+            _covered(published, "losses", [(r.inside, r.relative_error) for r in losses]),
+            *(
+                _covered(published, name, [(p.inside, p.error) for p, x in zip(best, rows) if x])
+                for name, rows in groups.items()
+            ),
+        ],
         confidence=published.confidence,
         why=_why(errors, largest, by_depth),
         published=published.published,
@@ -297,6 +351,15 @@ def holdout(records: StudyRecords) -> Holdout | None:
         "over the FLOPs of a round; the optimum is taken to the nearest trained draft, and so is the 200× rule",
         form_errors=published.form_errors,
         interval_shares=published.interval_shares,
+    )
+
+
+def _covered(published: Predictions, group: str, rows: list[tuple[bool, float]]) -> GroupCoverage:
+    """Coverage of a group from whether each prediction came true, and its error."""
+    inside, errors = np.asarray(rows, float).T
+    expected = published.expected_inside.get(group, (math.nan, math.nan))
+    return GroupCoverage(
+        group, len(rows), float(inside.mean()), *expected, float(np.abs(errors).mean())
     )
 
 

@@ -11,18 +11,22 @@ import jax
 import numpy as np
 
 from sdsl_jax.config import StudyConfig
+from sdsl_jax.counts import short_count
 from sdsl_jax.evidence.common import Design, Setting, flop_problem
-from sdsl_jax.fitting.discrepancy import BentLaw, bent_laws, scatter
+from sdsl_jax.fitting.discrepancy import BentLaw, Variable, bent_laws, scatter
 from sdsl_jax.fitting.law_files import Fits
 from sdsl_jax.models import count, member
 from sdsl_jax.records import ModelRecord
-from sdsl_jax.statistics import quantile_interval
+from sdsl_jax.statistics import quantile_interval, stream
 from sdsl_jax.theory import (
     ACCEPTANCE_LAWS,
     AcceptanceLaw,
     ModelPoint,
     ShapeRule,
 )
+
+# Groups of pairs that always have a name.
+PAIRS, LARGER_DRAFTS = "pairs", "draft as large as its target or larger"
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,10 @@ class PredictedOptimum(Design):
 
 @dataclass(frozen=True)
 class FormError:
-    """How far a law errs smoothly in one variable, beside what its coefficients can take up.
+    """How far a law may err smoothly in one variable, before its coefficients take a part up.
+
+    The deviation is that of the Gaussian process. The error of the law is smaller by what a refit
+    would absorb, and grows beyond the table.
 
     Attributes:
       law: the law
@@ -167,6 +174,9 @@ class Predictions:
       already_measured: held-out models whose records were there by then
       form_errors: errors of the forms of the loss law and of the best acceptance law
       interval_shares: what their intervals are made of
+      expected_inside: by group of pairs, or "losses": the share inside the intervals that joint draws
+        of these very predictions have, from a low to a high quantile. Pairs that share runs err
+        together, so that a share is no binomial one.
     """
 
     losses: list[PredictedLoss]
@@ -185,6 +195,7 @@ class Predictions:
     already_measured: list[str] = field(default_factory=list)
     form_errors: list[FormError] = field(default_factory=list)
     interval_shares: list[IntervalShares] = field(default_factory=list)
+    expected_inside: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def law(self, name: str) -> AcceptanceLaw:
         """An acceptance law that predicted."""
@@ -214,21 +225,28 @@ def forecast(config: StudyConfig, seen: list[ModelRecord], fits: Fits) -> Predic
       fits: Their fits.
     """
     laws, confidence = fits.laws(), config.fit.confidence
-    random = np.random.default_rng(config.seed)
     rungs = held_out(config)
     # Of several seeds the smallest stands for the rung.
     known = {
         Rung(m.role, m.params_nonembedding, m.train_tokens): m
         for m in sorted(seen, key=lambda m: m.seed, reverse=True)
     }
-    loss_law = bent_laws(fits.loss_law.form_error(), laws.loss, laws.loss_draws, config.seed)
+
+    def random(*purpose: str) -> np.random.Generator:
+        """What one law draws must not be what another draws."""
+        return stream(config.seed, "forecast", *purpose)
+
+    loss_error, loss_name = fits.loss_law.form_error(), fits.loss_law.law
+    loss_law = bent_laws(loss_error, laws.loss, laws.loss_draws, random("waves", loss_name))
     sizes, tokens = (
         np.asarray([getattr(r, n) for r in rungs], float) for n in ("params", "tokens")
     )
-    runs = [(r.role, r.params) for r in rungs]
+    runs = np.asarray([f"{r.role} {r.params}" for r in rungs])
     losses = _Drawn(
         *_losses_of(loss_law, sizes, tokens),
-        scatter(fits.loss_law.form_error(), [runs], len(rungs), random),
+        scatter(
+            loss_error, {"params": Variable(sizes, runs)}, len(rungs), random("scatter", loss_name)
+        ),
         relative=True,
     )
     # A model scatters about the law by one amount, whether its loss is asked for or an α that
@@ -255,16 +273,19 @@ def forecast(config: StudyConfig, seen: list[ModelRecord], fits: Fits) -> Predic
         return ModelPoint(size, np.stack(loss, axis=1), tokens)
 
     draft_points, target_points = points(0), points(1)
+    members = {
+        f"{role}_params": Variable(points.params, points.params, _labels([p[i] for p in pairs]))
+        for i, (role, points) in enumerate((("draft", draft_points), ("target", target_points)))
+    }
     bent, alphas = {}, {}
-    for number, fit in enumerate(fits.acceptance_laws):
+    for fit in fits.acceptance_laws:
         name, found = fit.law, fit.form_error()
         bent[name] = bent_laws(
-            found, laws.acceptance[name], laws.acceptance_draws[name], config.seed + number
+            found, laws.acceptance[name], laws.acceptance_draws[name], random("waves", name)
         )
-        members = [[pair[role] for pair in pairs] for role in (0, 1)]
         alphas[name] = _Drawn(
             *_alphas_of(bent[name], draft_points, target_points),
-            scatter(found, members, len(pairs), random),
+            scatter(found, members, len(pairs), random("scatter", name)),
         )
     best = next(iter(laws.acceptance))
     target = max(targets, key=lambda r: (r.params, r.tokens))
@@ -311,7 +332,45 @@ def forecast(config: StudyConfig, seen: list[ModelRecord], fits: Fits) -> Predic
             for name, error in fit.form_error().variables.items()
         ],
         interval_shares=[losses.shares(fits.loss_law.law), alphas[best].shares(best)],
+        expected_inside=losses.shares_inside(confidence, {"losses": np.full(len(rungs), True)})
+        | alphas[best].shares_inside(
+            confidence,
+            pair_groups(
+                np.asarray([[rung.params for rung in pair] for pair in pairs]),
+                np.asarray([[rung not in known for rung in pair] for pair in pairs]),
+                config.holdout.smaller_drafts,
+            ),
+        ),
     )
+
+
+def pair_groups(sizes: np.ndarray, held: np.ndarray, smaller_drafts: bool) -> dict[str, np.ndarray]:
+    """Pairs by what was held out and by the runs of their members: which rows belong to a group.
+
+    Args:
+      sizes: Sizes of draft and target, [n, 2].
+      held: Whether they were held out, [n, 2].
+      smaller_drafts: Whether only pairs count whose draft is smaller than its target. The others are
+        a group, and belong to no other.
+    """
+    counted = sizes[:, 0] < sizes[:, 1] if smaller_drafts else np.full(len(sizes), True)
+    groups = {
+        PAIRS: counted,
+        "held-out draft, seen target": counted & held[:, 0] & ~held[:, 1],
+        "seen draft, held-out target": counted & ~held[:, 0] & held[:, 1],
+        "both held out": counted & held.all(axis=1),
+        LARGER_DRAFTS: ~counted,
+    }
+    for k, role in enumerate(("draft", "target")):
+        for size in np.unique(sizes[:, k]):
+            groups[f"{role} of {short_count(size)}"] = counted & (sizes[:, k] == size)
+    return {name: rows for name, rows in groups.items() if rows.any()}
+
+
+def _labels(rungs: list[Rung]) -> np.ndarray:
+    """A number for each rung."""
+    numbers = {rung: i for i, rung in enumerate(dict.fromkeys(rungs))}
+    return np.asarray([numbers[rung] for rung in rungs])
 
 
 class _Drawn:
@@ -332,6 +391,16 @@ class _Drawn:
     def intervals(self, confidence: float) -> list[tuple[float, float, float]]:
         """Prediction and both ends of its interval, for each of the n."""
         return [(float(row[0]), *quantile_interval(row[1:], confidence)) for row in self.values.T]
+
+    def shares_inside(
+        self, confidence: float, groups: dict[str, np.ndarray]
+    ) -> dict[str, tuple[float, float]]:
+        """Quantiles over draws of the share of each group that lies inside the intervals."""
+        tail, drawn = (1 - confidence) / 2, self.values[1:]
+        low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
+        inside = (low <= drawn) & (drawn <= high)
+        shares = {name: inside[:, rows].mean(axis=1) for name, rows in groups.items()}
+        return {name: quantile_interval(share, confidence) for name, share in shares.items()}
 
     def shares(self, law: str) -> IntervalShares:
         """What the variance is made of."""

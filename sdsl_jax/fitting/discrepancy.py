@@ -9,12 +9,16 @@ the law (Plumlee, 2017) and nothing is counted twice.
 
 The assumption is that the law errs beyond the table as smoothly, and on the same scale, as it does
 between the sizes of the table. Nothing in a table can show an error that begins beyond it.
+
+Beside the smooth error every training run has one of its own, and every model and row as well. That
+of a run is absorbed like the smooth one: two runs of targets may hide it in a slope, which then
+extrapolates it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -25,16 +29,18 @@ from jaxtyping import Array, Float
 from sdsl_jax.statistics import root_mean_square
 from sdsl_jax.theory import LOSS_LAWS, ModelPoint, coefficients, point_and_draws
 
-# Rounds of importance sampling of the variances, and draws in each.
-_ROUNDS, _PER_ROUND = 7, 256
+# Rounds of importance sampling of the variances until they take up the whole likelihood, and after
+# that; draws in each round, and in the last.
+_MOST_ROUNDS, _FURTHER_ROUNDS, _PER_ROUND, _LAST_ROUND = 30, 1, 256, 1024
 # More models than this take seconds: rows of one size then share their error instead.
 _MOST_MODELS = 200
 # A round takes up only so much of the likelihood that its draws are worth so many.
 _WORTH = 64
 # What is known of the logarithms of the variances beforehand: smooth errors are as large as the
-# residuals, errors of models and rows smaller, all within a factor of e or so; errors vary over a
-# factor of 5 in their variable. Mean and standard deviation.
-_PRIOR_SMOOTH, _PRIOR_MODEL, _PRIOR_NOISE = (0.0, 1.0), (-1.0, 1.0), (-0.5, 1.0)
+# residuals, errors of runs, models and rows smaller, all within a factor of e or so; errors vary over
+# a factor of 5 in their variable. Mean and standard deviation.
+_PRIOR_SMOOTH, _PRIOR_RUN, _PRIOR_MODEL = (0.0, 1.0), (-1.0, 1.0), (-1.0, 1.0)
+_PRIOR_NOISE = (-0.5, 1.0)
 _PRIOR_LENGTH = (float(np.log(1.6)), 0.4)
 # Waves that make up one draw of a smooth error.
 _WAVES = 32
@@ -45,12 +51,20 @@ class Variable(NamedTuple):
 
     Attributes:
       values: Its value in each row, positive.
-      models: Label of the trained model or run of each row whose own error its rows share; None if
-        the variable has none.
+      runs: Label of the training run of each row, whose own error its rows share; None if the
+        variable belongs to no run, as tokens do.
+      models: Label of the trained model of each row, likewise: one of the models of a run.
     """
 
     values: Float[np.ndarray, " n"]
+    runs: np.ndarray | None = None
     models: np.ndarray | None = None
+
+    @property
+    def finest(self) -> np.ndarray:
+        """Labels of the models, of the runs where there are none, else the values."""
+        finer = self.runs if self.models is None else self.models
+        return np.asarray(self.values if finer is None else finer)
 
 
 @dataclass(frozen=True)
@@ -59,13 +73,18 @@ class ErrorInVariable:
 
     Attributes:
       smooth: Draws of the standard deviation of the smooth error.
-      levels: Values of the variable in the table, [levels].
+      levels: Value of the variable in each run of the table, or its different values, [levels].
       absorbed: What an error of 1 at each level moves each coefficient by, [levels][coefficients].
+      run: Draws of the standard deviation of the error that all rows of a run share; empty where the
+        variable belongs to no run.
+      model: Draws of the standard deviation of the error that all rows of a model share, likewise.
     """
 
     smooth: list[float]
     levels: list[float]
     absorbed: list[list[float]]
+    run: list[float] = field(default_factory=list)
+    model: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -74,19 +93,25 @@ class Discrepancy:
 
     Attributes:
       unit: Unit of the errors: log of the loss, or acceptance probability.
-      variables: Smooth errors by variable.
+      variables: Errors by variable.
       length: Draws of the length over which they vary, in e-folds of the variable.
-      model: Draws of the standard deviation of the error that all rows of one model share.
       noise: Draws of the standard deviation of the error of single rows.
       effective_draws: Independent draws that the weighted draws of the variances are worth.
+      power: Power of the likelihood that the draws were weighted by; below 1 they are too wide.
     """
 
     unit: str
     variables: dict[str, ErrorInVariable]
     length: list[float]
-    model: list[float]
     noise: list[float]
     effective_draws: float
+    power: float = 1.0
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the draws cannot be relied on for, in sentences."""
+        text = f"the errors of the form use the residuals to a power of {self.power:.2g} only: their draws are too wide"
+        return [text] if self.power < 1 else []
 
 
 def fit_discrepancy(
@@ -96,7 +121,7 @@ def fit_discrepancy(
     *,
     unit: str,
     draws: int,
-    seed: int,
+    random: np.random.Generator,
 ) -> Discrepancy:
     """Estimates what the form of a law misses from the residuals of its fit.
 
@@ -112,73 +137,105 @@ def fit_discrepancy(
       variables: Variables that the form may be wrong in.
       unit: Unit of the residuals.
       draws: Draws that are wanted.
-      seed: Of the draws.
+      random: Source of the draws.
     """
-    random = np.random.default_rng(seed)
-    names = list(variables)
     scale = np.linalg.norm(gradient, axis=0)
     scale = np.where(scale > 0, scale, 1.0)
     left, singular, right = np.linalg.svd(gradient / scale, full_matrices=False)
     seen = singular > 1e-8 * singular.max()
     left = left[:, seen]
     inverse = ((right[seen].T / singular[seen]) @ left.T) / scale[:, None]
-    incidence = {name: _levels(variable) for name, variable in variables.items()}
-    if sum(len(values) for values, _ in incidence.values()) > _MOST_MODELS:
-        variables = {name: Variable(variable.values) for name, variable in variables.items()}
-        incidence = {name: _levels(variable) for name, variable in variables.items()}
+    if sum(len(np.unique(v.finest)) for v in variables.values()) > _MOST_MODELS:
+        variables = {
+            name: Variable(v.values, None if v.runs is None else v.values)
+            for name, v in variables.items()
+        }
     own = residuals - left @ (left.T @ residuals)
     unit_size = max(root_mean_square(own), 1e-9)
-    likelihood = _Likelihood(left, own / unit_size, list(incidence.values()), variables)
-    priors = [_PRIOR_LENGTH, _PRIOR_MODEL, _PRIOR_NOISE, *[_PRIOR_SMOOTH] * len(names)]
-    sampled = _sample(likelihood, np.asarray(priors), draws, random)
-    length, *deviations = np.exp(sampled.logs.T)
-    model, noise, *smooth = (_short(unit_size * x) for x in deviations)
+    likelihood = _Likelihood(left, own / unit_size, list(variables.values()))
+    sampled = _sample(likelihood, likelihood.priors, draws, random)
+    length, noise, *deviations = np.exp(sampled.logs.T)
     found = {}
-    for name, of_variable in zip(names, smooth):
-        values, rows = incidence[name]
-        levels = np.unique(values)
-        absorbed = [_short(inverse @ rows[:, values == x].sum(axis=1)) for x in levels]
-        found[name] = ErrorInVariable(of_variable, levels.tolist(), absorbed)
-    return Discrepancy(unit, found, _short(length), model, noise, sampled.worth)
+    for name, of_variable in zip(
+        variables, likelihood.deviations([unit_size * x for x in deviations])
+    ):
+        values, rows = _labelled(variables[name].values, variables[name].runs)
+        absorbed = [_short(column) for column in (inverse @ rows).T]
+        smooth, run, model = (_short(x) for x in of_variable)
+        found[name] = ErrorInVariable(smooth, values.tolist(), absorbed, run, model)
+    return Discrepancy(
+        unit, found, _short(length), _short(unit_size * noise), sampled.worth, sampled.power
+    )
 
 
 def scatter_alone(deviation: float, unit: str, draws: int) -> Discrepancy:
     """Rows that scatter independently about a law whose form holds."""
-    return Discrepancy(unit, {}, [1.0] * draws, [0.0] * draws, [deviation] * draws, float(draws))
+    return Discrepancy(unit, {}, [1.0] * draws, [deviation] * draws, float(draws))
 
 
 class _Likelihood:
-    """The restricted log likelihood of residuals, as a function of log (length, deviations)."""
+    """The restricted log likelihood of residuals, as a function of log (length, noise, deviations).
+
+    The deviations of a variable are those of its smooth error, of its runs and of its models, as far
+    as it has them.
+    """
 
     def __init__(
-        self,
-        left: np.ndarray,
-        residuals: np.ndarray,
-        incidence: list[tuple[np.ndarray, np.ndarray]],
-        variables: dict[str, Variable],
+        self, left: np.ndarray, residuals: np.ndarray, variables: Sequence[Variable]
     ) -> None:
-        z = np.concatenate([rows for _, rows in incidence], axis=1)
+        self.variables = variables
+        labelled = [_labelled(v.values, v.finest) for v in variables]
+        z = np.concatenate([rows for _, rows in labelled], axis=1)
         outside = z - left @ (left.T @ z)  # the part of an error that no coefficient takes up
         own = residuals - left @ (left.T @ residuals)
         self.gram, self.moment, self.total = outside.T @ outside, outside.T @ own, float(own @ own)
         self.freedom = left.shape[0] - left.shape[1]
-        self.logs = [np.log(values) for values, _ in incidence]
-        self.centring = [_centring(values) for values, _ in incidence]
-        self.has_models = [variable.models is not None for variable in variables.values()]
+        self.logs = [np.log(values) for values, _ in labelled]
+        self.centring = [_centring(values) for values, _ in labelled]
+        self.same_run = [
+            0.0 if v.runs is None else _same_run(rows, _labelled(v.values, v.runs)[1])
+            for v, (_, rows) in zip(variables, labelled)
+        ]
+
+    @property
+    def priors(self) -> Float[np.ndarray, "H 2"]:
+        """Mean and standard deviation of the logarithms beforehand."""
+        found = [_PRIOR_LENGTH, _PRIOR_NOISE]
+        for variable in self.variables:
+            found.append(_PRIOR_SMOOTH)
+            found += [_PRIOR_RUN] * (variable.runs is not None)
+            found += [_PRIOR_MODEL] * (variable.models is not None)
+        return np.asarray(found)
+
+    def deviations(self, values: Sequence[np.ndarray]) -> list[tuple[np.ndarray, ...]]:
+        """Deviations of smooth error, runs and models of each variable; empty for what it lacks."""
+        rest = iter(values)
+        return [
+            tuple(
+                next(rest) if there else np.zeros(0)
+                for there in (True, variable.runs is not None, variable.models is not None)
+            )
+            for variable in self.variables
+        ]
 
     def __call__(self, logs: Float[np.ndarray, "k H"]) -> Float[np.ndarray, " k"]:
-        length, model, noise, *smooth = np.exp(logs.T)
+        length, noise, *deviations = np.exp(logs.T)
         count, size = len(logs), len(self.moment)
         kernel, start = np.zeros((count, size, size)), 0
-        for of_variable, x, centred, has_models in zip(
-            smooth, self.logs, self.centring, self.has_models
+        for (smooth, run, model), x, centred, same_run in zip(
+            self.deviations(deviations), self.logs, self.centring, self.same_run
         ):
             block = slice(start, start := start + len(x))
             squared = np.square((x[:, None] - x) / length[:, None, None])
-            own = np.square(model) * has_models + 1e-8 * np.square(of_variable)
-            smoothed = np.square(of_variable)[:, None, None] * np.exp(-squared / 2)
+            smoothed = np.square(smooth)[:, None, None] * np.exp(-squared / 2)
             kernel[:, block, block] = centred @ smoothed @ centred.T
-            kernel[:, block, block] += own[:, None, None] * np.eye(len(x))
+            for variance, shared in (
+                (np.square(run), same_run),
+                (np.square(model), np.eye(len(x))),
+                (1e-8 * np.square(smooth), np.eye(len(x))),
+            ):
+                if len(variance):
+                    kernel[:, block, block] += variance[:, None, None] * shared
         root = np.linalg.cholesky(kernel)
         inner = root.mT @ self.gram @ root / np.square(noise)[:, None, None]
         half = np.linalg.cholesky(inner + np.eye(size))
@@ -196,43 +253,60 @@ def _centring(values: np.ndarray) -> Float[np.ndarray, "levels levels"]:
     return np.eye(len(values)) - 1 / (len(different) * count[of])
 
 
+def _same_run(models: np.ndarray, runs: np.ndarray) -> Float[np.ndarray, "levels levels"]:
+    """1 where two models are of one run; both arguments say which rows are whose, [n, …]."""
+    of_run = (models.T @ runs > 0).astype(float)
+    return of_run @ of_run.T
+
+
 class _Sample(NamedTuple):
     logs: np.ndarray
     worth: float
+    power: float
 
 
 def _sample(
-    likelihood: _Likelihood, priors: np.ndarray, draws: int, random: np.random.Generator
+    likelihood: Callable[[np.ndarray], np.ndarray],
+    priors: np.ndarray,
+    draws: int,
+    random: np.random.Generator,
 ) -> _Sample:
     """Draws of the posterior under normal priors, by adaptive importance sampling.
 
     Each round draws from a t distribution about what the last one found, and raises the likelihood
-    to the largest power of which the draws are still worth `_WORTH` (Chopin, 2002).
+    to the largest power of which the draws are still worth `_WORTH` (Chopin, 2002). Once that is
+    its whole, a large round makes the draws.
     """
     mean, deviation = priors.T
     centre, root = mean, np.diag(deviation)
-    freedom = 8
-    for _ in range(_ROUNDS):
-        normal = random.standard_normal((_PER_ROUND, len(mean)))
-        radius = np.sqrt(freedom / random.chisquare(freedom, (_PER_ROUND, 1)))
+    freedom, further = 8, 0
+    for remaining in reversed(range(_MOST_ROUNDS)):
+        last = further > _FURTHER_ROUNDS or remaining == 0
+        shape = (_LAST_ROUND if last else _PER_ROUND, len(mean))
+        normal = random.standard_normal(shape)
+        radius = np.sqrt(freedom / random.chisquare(freedom, (shape[0], 1)))
         unit = normal * radius
         logs = centre + unit @ root.T
         proposal = -0.5 * (freedom + len(mean)) * np.log1p(np.square(unit).sum(axis=1) / freedom)
         prior = -0.5 * np.square((logs - mean) / deviation).sum(axis=1)
         # Beyond six standard deviations of the prior nothing is worth computing.
-        fit = likelihood(np.clip(logs, mean - 6 * deviation, mean + 6 * deviation))
+        inside = np.clip(logs, mean - 6 * deviation, mean + 6 * deviation)
+        fit = np.concatenate([likelihood(x) for x in np.split(inside, shape[0] // 128)])
         power = 1.0
         weights = _weights(prior + fit - proposal)
         while power > 1e-4 and 1 / np.square(weights).sum() < _WORTH:
             power *= 0.7
             weights = _weights(prior + power * fit - proposal)
+        if last:
+            break
+        further = further + 1 if power == 1 else 0
         centre = weights @ logs
         spread = (logs - centre).T @ (weights[:, None] * (logs - centre))
         root = np.linalg.cholesky(1.2 * spread + 1e-6 * np.diag(np.square(deviation)))
     # Systematic resampling, in random order so that draw i does not tell its weight.
     places = (np.arange(draws) + random.uniform()) / draws
     chosen = np.searchsorted(np.cumsum(weights), places).clip(0, len(weights) - 1)
-    return _Sample(logs[random.permutation(chosen)], float(1 / np.square(weights).sum()))
+    return _Sample(logs[random.permutation(chosen)], float(1 / np.square(weights).sum()), power)
 
 
 def _weights(log_weights: np.ndarray) -> np.ndarray:
@@ -245,32 +319,46 @@ def _short(values: np.ndarray) -> list[float]:
     return [float(f"{x:.8g}") for x in values]
 
 
-def _levels(variable: Variable) -> tuple[np.ndarray, np.ndarray]:
-    """The value of every model or level of a variable, and which rows have it, [n, levels]."""
-    values = np.asarray(variable.values, float)
-    labels = values if variable.models is None else variable.models
-    _, first, of = np.unique(labels, return_index=True, return_inverse=True)
+def _labelled(values: np.ndarray, labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The value of every label of a variable, or its different values, and whose each row is: [k], [n, k]."""
+    values = np.asarray(values, float)
+    _, first, of = np.unique(
+        values if labels is None else labels, return_index=True, return_inverse=True
+    )
     return values[first], np.eye(len(first))[of]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Waves:
-    """A smooth error in the logarithm of a variable: Σ (cosine·cos(frequency·ln x) +
-    sine·sin(frequency·ln x)) − mean.
+    """An error in a variable: a smooth one in its logarithm, Σ (cosine·cos(frequency·ln x) +
+    sine·sin(frequency·ln x)) − mean, and that of each run of the table at its own value.
 
     Arrays [waves], and [draws, waves] of many; `mean`, the mean over the table, has no [waves].
+
+    Attributes:
+      cosine: Amplitudes.
+      sine: Amplitudes.
+      frequency: Frequencies.
+      mean: Mean over the values in the table.
+      levels: Different values of the runs in the table, [levels].
+      run: Error of the first run of each value, [levels].
     """
 
     cosine: Array | np.ndarray
     sine: Array | np.ndarray
     frequency: Array | np.ndarray
     mean: Array | np.ndarray
+    levels: Array | np.ndarray
+    run: Array | np.ndarray
 
     def __call__(self, value: Any) -> Array:
         """The error at positive values of the variable, of any shape."""
-        angle = jnp.tensordot(jnp.log(jnp.asarray(value)), self.frequency, axes=0)
-        return jnp.cos(angle) @ self.cosine + jnp.sin(angle) @ self.sine - self.mean
+        value = jnp.asarray(value)
+        angle = jnp.tensordot(jnp.log(value), self.frequency, axes=0)
+        smooth = jnp.cos(angle) @ self.cosine + jnp.sin(angle) @ self.sine - self.mean
+        levels = jnp.reshape(self.levels, (1,) * value.ndim + (-1,))
+        return smooth + (value[..., None] == levels) @ self.run
 
 
 @jax.tree_util.register_dataclass
@@ -305,32 +393,34 @@ class BentLaw:
         return jnp.where(value < 1, jnp.minimum(value + error, 1 - 1e-6), value + error)
 
 
-def bent_laws(found: Discrepancy, law: Any, draws: Any, seed: int) -> BentLaw:
+def bent_laws(found: Discrepancy, law: Any, draws: Any, random: np.random.Generator) -> BentLaw:
     """A law and its draws with errors of the form: arrays [1 + draws], the law itself, unbent, first.
 
     Args:
       found: Errors of the form.
       law: The fitted law.
       draws: The same law, of arrays [draws]; as many as `found` holds.
-      seed: Of the errors.
+      random: Source of the errors.
     """
-    random, count = np.random.default_rng(seed), len(found.noise)
+    count = len(found.noise)
     errors, shift = {}, np.zeros((count, len(coefficients(law))))
     for name, error in found.variables.items():
-        shape = (count, _WAVES)
+        shape, levels = (count, _WAVES), np.asarray(error.levels)
         # Frequencies of a squared exponential kernel (Rahimi & Recht, 2007).
         cosine, sine = random.standard_normal((2, *shape)) * (
             np.asarray(error.smooth)[:, None] / np.sqrt(_WAVES)
         )
         frequency = random.standard_normal(shape) / np.asarray(found.length)[:, None]
-        angle = frequency[..., None] * np.log(error.levels)
+        angle = frequency[..., None] * np.log(levels)
         waves = cosine[..., None] * np.cos(angle) + sine[..., None] * np.sin(angle)
         at_levels = waves.sum(axis=1)
-        mean = at_levels.mean(axis=1)
-        shift += (at_levels - mean[:, None]) @ np.asarray(error.absorbed)
-        errors[name] = jax.tree.map(
-            lambda x: np.concatenate([0 * x[:1], x]), Waves(cosine, sine, frequency, mean)
-        )
+        different, first = np.unique(levels, return_index=True)
+        mean = at_levels[:, first].mean(axis=1)
+        run = random.standard_normal((count, len(levels)))
+        run *= np.asarray(error.run or [0.0] * count)[:, None]
+        shift += (at_levels - mean[:, None] + run) @ np.asarray(error.absorbed)
+        drawn = Waves(cosine, sine, frequency, mean, np.tile(different, (count, 1)), run[:, first])
+        errors[name] = jax.tree.map(lambda x: np.concatenate([0 * x[:1], x]), drawn)
     rows = np.concatenate([np.zeros((1, shift.shape[1])), shift]).T
     estimate = jax.tree.map(lambda x: np.full(count + 1, x), law)
     absorbed = type(law)(*rows, about=law.about)
@@ -339,24 +429,32 @@ def bent_laws(found: Discrepancy, law: Any, draws: Any, seed: int) -> BentLaw:
 
 def scatter(
     found: Discrepancy,
-    models: Sequence[Sequence[Hashable]],
+    variables: dict[str, Variable],
     count: int,
     random: np.random.Generator,
 ) -> Float[np.ndarray, "draws n"]:
-    """Draws [1 + draws, n] of what single models and rows add to the errors of a law.
+    """Draws [1 + draws, n] of what runs, models and rows add to the errors of a law.
+
+    The errors of runs of the table are part of a `BentLaw`; here, runs have them whose value is none
+    of the table.
 
     Args:
       found: Errors of the form, with their scatter.
-      models: For each role, the model of each row; rows of one model share its error.
+      variables: By name, whose row each is: rows of one run share its error, and rows of one model.
       count: Number of rows, n.
       random: Source of the draws.
     """
     shape = len(found.noise), count
     total = np.asarray(found.noise)[:, None] * random.standard_normal(shape)
-    for of_role in models:
-        names = list(dict.fromkeys(of_role))
-        each = random.standard_normal((shape[0], len(names))) * np.asarray(found.model)[:, None]
-        total += each[:, [names.index(name) for name in of_role]]
+    for name in (n for n in variables if n in found.variables):
+        values, runs, models = variables[name]
+        error = found.variables[name]
+        new = ~np.isin(values, error.levels)
+        for labels, deviation, have in ((runs, error.run, new), (models, error.model, True)):
+            if labels is not None and deviation:
+                different, of = np.unique(labels, return_inverse=True)
+                each = random.standard_normal((shape[0], len(different)))
+                total += have * (each * np.asarray(deviation)[:, None])[:, of]
     return np.concatenate([np.zeros((1, count)), total])
 
 

@@ -69,7 +69,7 @@ class AcceptanceFits:
 def fit_loss(
     table: tables.TableSource,
     *,
-    law: Literal["chinchilla", "kaplan"] = "chinchilla",
+    law: Literal["chinchilla", "kaplan", "nested"] = "chinchilla",
     params_column: str = "params_nonembedding",
     tokens_column: str | None = None,
     loss_column: str = "loss_nats",
@@ -91,7 +91,7 @@ def fit_loss(
 
     Args:
       table: Path to a CSV, a pandas DataFrame, or a list of dictionaries; one row per model.
-      law: Form of the law: E + A/N^a + B/D^b, or Kaplan's.
+      law: Form of the law: E + A/N^a + B/D^b, Kaplan's, or the one that holds both.
       params_column: Column with the sizes N.
       tokens_column: Column with the training tokens D; train_tokens if left out.
       loss_column: Column with the losses.

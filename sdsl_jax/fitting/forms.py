@@ -23,6 +23,7 @@ from sdsl_jax.theory import (
     KaplanLaw,
     LogitLogGap,
     ModelPoint,
+    NestedLaw,
     coefficients,
 )
 
@@ -136,7 +137,7 @@ def _chinchilla(x: Array, data: LossData) -> ChinchillaLaw:
     return ChinchillaLaw(jnp.exp(_log_e(x, data)), *scales, a, b)
 
 
-def _chinchilla_vector(law: ChinchillaLaw, data: LossData) -> Array:
+def _chinchilla_vector(law: ChinchillaLaw | NestedLaw, data: LossData) -> Array:
     share = (jnp.asarray(law.E) - _smallest_e(data)) / (_largest_e(data) - _smallest_e(data))
     size = jnp.log(jnp.asarray(law.A)) - law.a * data.centres[0]
     tokens = jnp.log(jnp.asarray(law.B)) - law.b * data.centres[1]
@@ -151,6 +152,28 @@ def _chinchilla_starts(data: LossData, count: int, random: np.random.Generator) 
     level = np.log(of_largest / (1 - of_largest))
     scales = np.log(share[:, 1:]) + mean
     return np.concatenate([level, scales, random.normal(0, 1, (count, 2))], axis=1)
+
+
+def _nested_residuals(x: Array, data: LossData) -> Array:
+    """ln L̂ − ln L as for Chinchilla's law, but ln of both terms together is κ·ln Σ exp(ln term/κ)."""
+    kappa = _exponent(x[5])
+    size = x[1] - _exponent(x[3]) * data.log_params
+    tokens = x[2] - _exponent(x[4]) * data.log_tokens
+    both = kappa * jax.nn.logsumexp(jnp.stack([size, tokens]) / kappa, axis=0)
+    return jnp.logaddexp(_log_e(x, data), both) - data.log_loss
+
+
+def _nested(x: Array, data: LossData) -> NestedLaw:
+    return NestedLaw(**coefficients(_chinchilla(x[:5], data)), kappa=_exponent(x[5]))
+
+
+def _nested_vector(law: NestedLaw, data: LossData) -> Array:
+    return jnp.append(_chinchilla_vector(law, data), _from_exponent(law.kappa))
+
+
+def _nested_starts(data: LossData, count: int, random: np.random.Generator) -> np.ndarray:
+    others = _chinchilla_starts(data, count, random)
+    return np.append(others, random.normal(1, 1, (count, 1)), axis=1)
 
 
 def _kaplan_terms(x: Array, data: LossData) -> tuple[Array, Array, Array, Array]:
@@ -207,6 +230,18 @@ LOSS_FORMS: dict[str, Form] = {
         positive=("N_c", "D_c", "alpha_N", "alpha_D"),
         scales=("N_c", "D_c"),
         exponents=("alpha_N", "alpha_D"),
+    ),
+    "nested": Form(
+        "nested",
+        NestedLaw,
+        _nested_residuals,
+        _nested,
+        _nested_vector,
+        _nested_starts,
+        positive=("E", "A", "B", "a", "b", "kappa"),
+        scales=("A", "B"),
+        floor="E",
+        exponents=("a", "b", "kappa"),
     ),
 }
 

@@ -97,7 +97,7 @@ def fit_loss_law(
     seed: int,
     law: str = "chinchilla",
 ) -> LawFit:
-    """Fits L(N, D), Chinchilla's or Kaplan's form, by a Huber loss on ln L.
+    """Fits L(N, D), of one of the forms of `LOSS_FORMS`, by a Huber loss on ln L.
 
     Args:
       table: Trained models: at least one more than the law has coefficients, with at least 2 sizes
@@ -105,7 +105,7 @@ def fit_loss_law(
       config: Settings of the fit.
       weights: Bootstrap weights of the rows.
       seed: Seed of the starts.
-      law: "chinchilla" or "kaplan".
+      law: "chinchilla", "kaplan" or "nested".
 
     Raises:
       SdslError: The rows cannot determine the law.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,14 +18,15 @@ from sdsl_jax.fitting.discrepancy import (
     fit_discrepancy,
     gradients,
 )
+from sdsl_jax.fitting.forms import LOSS_FORMS, form_of
 from sdsl_jax.fitting.hardware import fit_hardware, predicted_seconds, timed_context, timings_of
-from sdsl_jax.fitting.law_files import DeviceRecord, Fits, TimedStep
+from sdsl_jax.fitting.law_files import DeviceRecord, Fits, LawRecord, TimedStep
 from sdsl_jax.fitting.loss import LossTable, fit_loss_law, loss_table
 from sdsl_jax.fitting.tables import span
 from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord, column
 from sdsl_jax.records.documents import document
 from sdsl_jax.solver_status import SolverStatus
-from sdsl_jax.statistics import resampled, root_mean_square
+from sdsl_jax.statistics import resampled, root_mean_square, stream
 from sdsl_jax.theory import AcceptanceLaw, LossLaw, Precision, ShapeRule
 
 # Everything is timed in float32.
@@ -66,13 +68,24 @@ def fit_all(
         f"{config.fit.max_epochs:g} times; the loss law needs 5.",
     )
     losses = loss_table(once)
-    loss_fit = fit_loss_law(losses, config.fit, weights[:, fresh], config.seed, config.fit.loss_law)
+    asked = config.fit.loss_law
+    loss_fits = [
+        fit_loss_law(losses, config.fit, weights[:, fresh], config.seed, law)
+        for law in (LOSS_FORMS if asked == "best" else [asked])
+        if asked != "best" or len(once) > len(LOSS_FORMS[law].names())
+    ]
+    # Without enough sizes to leave one out there is no error to choose by, and the first stands.
+    loss_fit = min(loss_fits, key=lambda fitted: fitted.record.left_out_rmse)
     pairs = pair_table(models, acceptance, config.fit.estimator)
+    if config.holdout.smaller_drafts:
+        pairs = pairs.rows(pairs.draft_sizes < pairs.target_sizes)
     drawn = weights[:, pairs.draft_model] * weights[:, pairs.target_model]
     basis = f"{loss_fit.record.interval_basis}, shared by all laws; a pair weighs its draft's weight times its target's"
+    acceptance_fits = fit_acceptance_laws(pairs, config.fit, drawn, config.seed, basis)
     return Fits(
-        loss_law=dataclasses.replace(
+        loss_law=_with_discrepancy(
             loss_fit.record,
+            loss_discrepancy(loss_fit.law, losses, config.fit.bootstrap, config.seed),
             params_count="non-embedding",
             split="test",
             excluded_for_epochs=len(alike) - len(once),
@@ -82,22 +95,25 @@ def fit_all(
                 "tokens": span(column(once, "train_tokens")),
             },
             residuals={m.model_id: float(r) for m, r in zip(once, loss_fit.residuals)},
-            discrepancy=loss_discrepancy(loss_fit.law, losses, config.fit.bootstrap, config.seed),
         ),
         acceptance_laws=[
-            dataclasses.replace(
+            _with_discrepancy(
                 fitted.record,
+                acceptance_discrepancy(fitted.law, pairs, config.fit.bootstrap, config.seed),
                 estimator=config.fit.estimator,
                 valid=ranges,
-                discrepancy=acceptance_discrepancy(
-                    fitted.law, pairs, config.fit.bootstrap, config.seed
-                ),
             )
-            for fitted in fit_acceptance_laws(pairs, config.fit, drawn, config.seed, basis)
+            for fitted in acceptance_fits
         ],
         hardware=device,
         shape_rule={k: float(v) for k, v in rule._asdict().items()},
     )
+
+
+def _with_discrepancy(record: LawRecord, found: Discrepancy, **changes: Any) -> LawRecord:
+    """A fitted law with what its form misses, and with what cannot be relied on of that."""
+    warnings = [*(record.warnings or []), *found.warnings]
+    return dataclasses.replace(record, discrepancy=found, warnings=warnings, **changes)
 
 
 def loss_discrepancy(law: LossLaw, table: LossTable, draws: int, seed: int) -> Discrepancy:
@@ -109,7 +125,7 @@ def loss_discrepancy(law: LossLaw, table: LossTable, draws: int, seed: int) -> D
         {"params": Variable(table.params, table.rungs), "tokens": Variable(table.tokens)},
         unit="log of the loss",
         draws=draws,
-        seed=seed,
+        random=stream(seed, "discrepancy", form_of(law).name),
     )
 
 
@@ -117,19 +133,19 @@ def acceptance_discrepancy(
     law: AcceptanceLaw, table: PairTable, draws: int, seed: int
 ) -> Discrepancy:
     """What the form of a fitted acceptance law misses in the sizes of draft and target; pairs of one
-    model share an error."""
+    run share an error, and pairs of one model another."""
     tokens = np.where(np.isfinite(table.draft.tokens), table.draft.tokens, 1.0)
     points = table.draft._replace(tokens=tokens), table.target
     return fit_discrepancy(
         gradients(law, *points),
         np.asarray(law(*points)) - table.alpha,
         {
-            "draft_params": Variable(table.draft_sizes, table.draft_model),
-            "target_params": Variable(table.target_sizes, table.target_model),
+            "draft_params": Variable(table.draft_sizes, table.draft_run, table.draft_model),
+            "target_params": Variable(table.target_sizes, table.target_run, table.target_model),
         },
         unit="acceptance probability",
         draws=draws,
-        seed=seed,
+        random=stream(seed, "discrepancy", form_of(law).name),
     )
 
 

@@ -16,7 +16,7 @@ from sdsl_jax.study.stages import Study
 # Stages of the smaller study, which makes what the laws are fitted to.
 _SEEN_STAGES = ("train", "measure", "fit")
 # Part of what predictions are made from: those of another version are made anew.
-_FORECAST_VERSION = 2
+_FORECAST_VERSION = 3
 
 
 def publish_predictions(study: Study, run: Callable[[Study, Sequence[str]], None]) -> None:

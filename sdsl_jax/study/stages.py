@@ -401,7 +401,11 @@ STAGES = {
     ),
     "conditions": Stage(_conditions, (*_MODEL, "measure", "conditions"), _RECORDS[:1], _CONDITIONS),
     "fit": Stage(
-        _fit, (*_MODEL, "fit"), (*_RECORDS[:2], "records/latency.csv"), (_FITS,), of_laws=True
+        _fit,
+        (*_MODEL, "fit", "holdout"),
+        (*_RECORDS[:2], "records/latency.csv"),
+        (_FITS,),
+        of_laws=True,
     ),
     "codesign": Stage(
         _codesign,

@@ -38,6 +38,7 @@ from sdsl_jax.theory.laws import (
     LogLinearLength,
     LossLaw,
     ModelPoint,
+    NestedLaw,
     PowerLaw,
     coefficients,
 )
@@ -112,6 +113,7 @@ __all__ = [
     "LookaheadOptimum",
     "LossLaw",
     "ModelPoint",
+    "NestedLaw",
     "ParameterCost",
     "PersistentAcceptance",
     "PositionAcceptance",

@@ -137,7 +137,43 @@ class KaplanLaw:
         return xp.exp(self.alpha_D * xp.log(size + self.D_c / xp.asarray(tokens)))
 
 
-LossLaw = ChinchillaLaw | KaplanLaw
+@_law
+@dataclass(frozen=True)
+class NestedLaw:
+    """L(N, D) = E + [(A/N^a)^(1/κ) + (B/D^b)^(1/κ)]^κ, in nats per token: Chinchilla's law at κ = 1,
+    Kaplan's at E = 0 and b = κ.
+
+    With κ < 1 the larger of the two terms counts for more than in a sum: data helps large models
+    more than small ones.
+
+    Attributes:
+      E: Irreducible loss, in nats per token.
+      A: Scale of the size term.
+      B: Scale of the data term.
+      a: Exponent of the size term.
+      b: Exponent of the data term.
+      kappa: κ, how the terms join.
+      about: Source and validity.
+    """
+
+    E: Values
+    A: Values
+    B: Values
+    a: Values
+    b: Values
+    kappa: Values
+    about: About = field(default=_USERS, metadata=_STATIC)
+
+    def __call__(self, params: Values, tokens: Values) -> Array:
+        """Loss of a model of `params` parameters after `tokens` training tokens, in the law's counts."""
+        xp = namespace(self, params, tokens)
+        size = xp.log(xp.asarray(self.A)) - self.a * xp.log(xp.asarray(params))
+        data = xp.log(xp.asarray(self.B)) - self.b * xp.log(xp.asarray(tokens))
+        both = self.kappa * xp.logaddexp(size / self.kappa, data / self.kappa)
+        return xp.asarray(self.E) + xp.exp(both)
+
+
+LossLaw = ChinchillaLaw | KaplanLaw | NestedLaw
 
 
 def _below_one(alpha: Array) -> Array:
@@ -345,7 +381,11 @@ class LogLinearLength:
 AcceptanceLaw = AffinePlane | LogitPlane | LogitGap | LogitLogGap | PowerLaw | LogLinearLength
 
 # By the names that records and files carry.
-LOSS_LAWS: dict[str, type] = {"chinchilla": ChinchillaLaw, "kaplan": KaplanLaw}
+LOSS_LAWS: dict[str, type] = {
+    "chinchilla": ChinchillaLaw,
+    "kaplan": KaplanLaw,
+    "nested": NestedLaw,
+}
 ACCEPTANCE_LAWS: dict[str, type] = {
     "logit_gap": LogitGap,
     "logit_plane": LogitPlane,

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from benchmarks.coverage import TRUTHS, judge, simulate
+from sdsl_jax.fitting import discrepancy
 from sdsl_jax.fitting.discrepancy import (
     Discrepancy,
     ErrorInVariable,
     Variable,
     _Likelihood,
+    _sample,
     bent_laws,
     fit_discrepancy,
     gradients,
@@ -32,7 +34,12 @@ DRAWS = 400
 def fitted(residuals: np.ndarray) -> Discrepancy:
     variables = {"params": Variable(SIZES, RUNS), "tokens": Variable(TOKENS)}
     return fit_discrepancy(
-        gradients(LAW, SIZES, TOKENS), residuals, variables, unit="log", draws=DRAWS, seed=0
+        gradients(LAW, SIZES, TOKENS),
+        residuals,
+        variables,
+        unit="log",
+        draws=DRAWS,
+        random=np.random.default_rng(0),
     )
 
 
@@ -62,18 +69,19 @@ def test_the_likelihood_is_that_of_the_residuals_outside_the_law():
     left = np.linalg.qr(gradients(LAW, SIZES, TOKENS))[0]
     residuals = random.standard_normal(n)
     of_size = np.eye(6)[RUNS]
-    variables = {"params": Variable(SIZES, RUNS)}
+    of_model = np.eye(12)[2 * RUNS + (TOKENS > 2e6)]  # two models in a run, of one row and of two
     levels = np.geomspace(3e3, 96e3, 6)
-    likelihood = _Likelihood(left, residuals, [(levels, of_size)], variables)
+    likelihood = _Likelihood(left, residuals, [Variable(SIZES, RUNS, of_model.argmax(axis=1))])
     complement = np.linalg.svd(left)[0][:, left.shape[1] :]
-    logs = random.normal(0, 0.5, (3, 4))
+    logs = random.normal(0, 0.5, (3, 5))
     expected = []
-    for length, model, noise, smooth in np.exp(logs):
+    for length, noise, smooth, run, model in np.exp(logs):
         distance = np.log(levels)[:, None] - np.log(levels)
         centred = np.eye(6) - 1 / 6
         kernel = centred @ (smooth**2 * np.exp(-np.square(distance / length) / 2)) @ centred
-        kernel += (model**2 + 1e-8 * smooth**2) * np.eye(6)
+        kernel += run**2 * np.eye(6)
         matrix = of_size @ kernel @ of_size.T + noise**2 * np.eye(n)
+        matrix += (model**2 + 1e-8 * smooth**2) * of_model @ of_model.T
         projected, inside = complement.T @ residuals, complement.T @ matrix @ complement
         expected.append(
             -0.5 * np.linalg.slogdet(inside)[1]
@@ -86,16 +94,17 @@ def test_errors_that_coefficients_can_take_up_are_none_of_the_form():
     """A law bent by a gradient of its own, ∂ ln L/∂E, differs from the law by rounding."""
     absorbable = gradients(LAW, SIZES, TOKENS)[:, 0]
     with jax.enable_x64(True):
-        bent = bent_laws(fitted(np.zeros(len(SIZES)) + 1e-4 * absorbable), LAW, many(LAW), 0)
+        bent = bent_laws(fitted(1e-4 * absorbable), LAW, many(LAW), np.random.default_rng(0))
         found = np.asarray(log_losses(bent, SIZES, TOKENS))
     np.testing.assert_allclose(found - np.log(LAW(SIZES, TOKENS)), 0, atol=1e-6)
 
 
 def test_errors_of_the_form_are_orthogonal_to_the_law():
-    """On the table that it was fitted to, every draw of ln(bent/law) has no part along a coefficient."""
+    """On the table that it was fitted to, every draw of ln(bent/law), errors of runs included, has no
+    part along a coefficient."""
     bend = 0.02 * np.square(np.log(SIZES / 17e3)) - 0.02
     with jax.enable_x64(True):
-        bent = bent_laws(fitted(bend), LAW, many(LAW), 1)
+        bent = bent_laws(fitted(bend), LAW, many(LAW), np.random.default_rng(1))
         errors = np.asarray(log_losses(bent, SIZES, TOKENS)) - np.log(LAW(SIZES, TOKENS))
     slopes = gradients(LAW, SIZES, TOKENS)
     slopes /= np.linalg.norm(slopes, axis=0)
@@ -115,7 +124,7 @@ def test_a_bend_widens_with_distance_and_noise_does_not():
         residuals = residuals - slopes @ np.linalg.lstsq(slopes, residuals, rcond=None)[0]
         residuals *= 0.01 / np.sqrt(np.square(residuals).mean())
         with jax.enable_x64(True):
-            bent = bent_laws(fitted(residuals), LAW, many(LAW), 0)
+            bent = bent_laws(fitted(residuals), LAW, many(LAW), np.random.default_rng(0))
             losses = log_losses(bent, at, np.full(18, 16e6))
         deviations[name] = np.asarray(losses).std(axis=0)
     assert deviations["bend"][-1] > 2 * deviations["bend"][0]
@@ -125,23 +134,64 @@ def test_a_bend_widens_with_distance_and_noise_does_not():
 def test_a_bent_acceptance_stays_below_1():
     """An error of ±3 on a plane; with no error the law is the plane."""
     error = ErrorInVariable([3.0] * 50, [1e3, 1e4], [[0.0] * 3] * 2)
-    found = Discrepancy("α", {"draft_params": error}, [1.0] * 50, [0.0] * 50, [0.0] * 50, 50.0)
+    found = Discrepancy("α", {"draft_params": error}, [1.0] * 50, [0.0] * 50, 50.0)
     draft, target = ModelPoint(np.asarray(5e4), 2.0), ModelPoint(np.asarray(1e6), 1.6)
-    alpha = np.asarray(
-        jax.vmap(lambda law: law(draft, target))(bent_laws(found, PLANE, many(PLANE, 50), 0))
-    )
+    bent = bent_laws(found, PLANE, many(PLANE, 50), np.random.default_rng(0))
+    alpha = np.asarray(jax.vmap(lambda law: law(draft, target))(bent))
     assert (alpha < 1).all()
     assert alpha[1:].std() > 0.5
     assert alpha[0] == pytest.approx(float(PLANE(draft, target)), rel=1e-6)
 
 
 def test_rows_of_one_model_scatter_together():
-    found = dataclasses.replace(scatter_alone(0.0, "α", 300), model=[0.5] * 300)
-    drawn = scatter(found, [["a", "a", "b"]], 3, np.random.default_rng(0))
+    error = ErrorInVariable([0.0] * 300, [], [], model=[0.5] * 300)
+    found = dataclasses.replace(scatter_alone(0.0, "α", 300), variables={"params": error})
+    rows = Variable(np.full(3, 1e3), None, np.asarray(["a", "a", "b"]))
+    drawn = scatter(found, {"params": rows}, 3, np.random.default_rng(0))
     np.testing.assert_array_equal(drawn[:, 0], drawn[:, 1])
     np.testing.assert_array_equal(drawn[0], 0)
     # 300 normal draws: the standard error of a deviation is 4%.
     assert drawn[1:, 2].std() == pytest.approx(0.5, rel=0.15)
+
+
+def test_a_run_of_the_table_has_its_error_in_the_law_and_a_new_one_in_the_scatter():
+    """Errors of runs alone: the law bends at the sizes of the table only, and rows of one new run
+    share theirs."""
+    error = ErrorInVariable([0.0] * 300, [1e3, 1e4], [[0.0] * 5] * 2, run=[0.5] * 300)
+    found = Discrepancy("log", {"params": error}, [1.0] * 300, [0.0] * 300, 300.0)
+    bent = bent_laws(found, LAW, many(LAW, 300), np.random.default_rng(0))
+    sizes = np.asarray([1e3, 1e4, 2e4])
+    with jax.enable_x64(True):
+        bends = np.asarray(log_losses(bent, sizes, np.full(3, 1e6))) - np.log(LAW(sizes, 1e6))
+    rows = Variable(np.asarray([1e3, 2e4, 2e4]), np.asarray([0, 1, 1]))
+    drawn = scatter(found, {"params": rows}, 3, np.random.default_rng(1))
+    # 300 normal draws: the standard error of a deviation is 4%.
+    np.testing.assert_allclose(bends[1:].std(axis=0), [0.5, 0.5, 0], rtol=0.15, atol=1e-9)
+    np.testing.assert_allclose(drawn[1:].std(axis=0), [0, 0.5, 0.5], rtol=0.15)
+    np.testing.assert_array_equal(drawn[:, 1], drawn[:, 2])
+
+
+def test_the_sampler_takes_up_the_whole_likelihood(monkeypatch):
+    """A normal posterior 60 of its standard deviations from the prior's mean; one round reaches a
+    power below 1, and the law would carry a warning."""
+
+    def likelihood(logs):
+        return -0.5 * np.square((logs - 3.0) / 0.05).sum(axis=1)
+
+    priors = np.asarray([(0.0, 1.0)] * 4)
+    found = _sample(likelihood, priors, 400, np.random.default_rng(0))
+    assert found.power == 1
+    precision = 1 + 1 / 0.05**2
+    # The draws are worth at least 64: 3.5 standard errors of their mean.
+    middle, error = 3.0 / 0.05**2 / precision, precision**-0.5
+    np.testing.assert_allclose(found.logs.mean(axis=0), middle, atol=3.5 * error / 8)
+    np.testing.assert_allclose(found.logs.std(axis=0), error, rtol=0.3)
+    monkeypatch.setattr(discrepancy, "_MOST_ROUNDS", 1)
+    found = _sample(likelihood, priors, 400, np.random.default_rng(0))
+    assert found.power < 1
+    tempered = dataclasses.replace(scatter_alone(0.0, "α", 400), power=found.power)
+    assert f"power of {found.power:.2g}" in tempered.warnings[0]
+    assert scatter_alone(0.0, "α", 400).warnings == []
 
 
 def test_a_discrepancy_is_read_as_it_was_written():

@@ -21,7 +21,14 @@ from sdsl_jax.fitting.loss import LossTable, fit_loss_law, resamples, shared_noi
 from sdsl_jax.fitting.solver import constrained, descend, fit, huber, refit
 from sdsl_jax.solver_status import SolverStatus
 from sdsl_jax.statistics import bootstrap_weights
-from sdsl_jax.theory import AffinePlane, ChinchillaLaw, KaplanLaw, ModelPoint, coefficients
+from sdsl_jax.theory import (
+    AffinePlane,
+    ChinchillaLaw,
+    KaplanLaw,
+    ModelPoint,
+    NestedLaw,
+    coefficients,
+)
 
 TRUTH = ChinchillaLaw(E=1.2, A=12.0, B=60.0, a=0.35, b=0.4)
 FORM = LOSS_FORMS["chinchilla"]
@@ -266,6 +273,17 @@ def test_kaplans_law_recovers_its_coefficients(x64):
     np.testing.assert_allclose(
         values(data, best, LOSS_FORMS["kaplan"]), jax.tree.leaves(law), rtol=1e-3
     )
+
+
+@pytest.mark.slow
+def test_a_law_that_couples_size_and_data_recovers_its_coefficients(x64):
+    law = NestedLaw(E=0.8, A=5.0, B=40.0, a=0.2, b=0.3, kappa=0.5)
+    data, best = fitted(np.asarray(law(SIZES, BUDGETS)), 1e-3, 64, LOSS_FORMS["nested"])
+    np.testing.assert_allclose(
+        values(data, best, LOSS_FORMS["nested"]), jax.tree.leaves(law), rtol=1e-2
+    )
+    x = LOSS_FORMS["nested"].to_vector(law, data)
+    np.testing.assert_allclose(LOSS_FORMS["nested"].residuals(x, data), 0, atol=1e-9)
 
 
 @pytest.mark.slow

@@ -15,10 +15,13 @@ from sdsl_jax.theory import (
     PUBLISHED_ACCEPTANCE_LAWS,
     PUBLISHED_LOSS_LAWS,
     AffinePlane,
+    ChinchillaLaw,
+    KaplanLaw,
     LogitGap,
     LogitLogGap,
     LogitPlane,
     ModelPoint,
+    NestedLaw,
     PowerLaw,
     coefficients,
 )
@@ -44,6 +47,17 @@ def test_values_of_the_published_laws(x64):
     assert float(PUBLISHED_LOSS_LAWS["kaplan"](1.5e9, 23e9)) == pytest.approx(kaplan)
     # Section 5 of paper.md: perplexity 347 at N = 1e6, D = 1e12.
     assert float(jnp.exp(BESIROGLU(1e6, 1e12))) == pytest.approx(347, rel=0.01)
+
+
+def test_the_nested_law_holds_both_others():
+    """κ = 1 is Chinchilla's; E = 0 and b = κ is Kaplan's, with B = D_c^α_D and A = N_c^α_N."""
+    params, tokens = np.asarray([1e4, 3e6]), np.asarray([2e6, 5e8])
+    sums = ChinchillaLaw(1.2, 12.0, 60.0, 0.35, 0.4)
+    nested = NestedLaw(1.2, 12.0, 60.0, 0.35, 0.4, 1.0)
+    np.testing.assert_allclose(nested(params, tokens), sums(params, tokens), rtol=1e-12)
+    kaplan = KaplanLaw(N_c=2e5, D_c=3e6, alpha_N=0.12, alpha_D=0.2)
+    nested = NestedLaw(0.0, 2e5**0.12, 3e6**0.2, 0.12, 0.2, 0.2)
+    np.testing.assert_allclose(nested(params, tokens), kaplan(params, tokens), rtol=1e-12)
 
 
 def test_every_published_law_says_what_it_is():
