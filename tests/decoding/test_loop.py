@@ -81,7 +81,7 @@ def test_joint_distribution_through_ragged_caches(draft, target, lookahead, temp
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(bool(small_matmul.unavailable()), reason="needs a C++ compiler")
+@pytest.mark.usefixtures("compiled_product")
 def test_joint_distribution_by_products_of_few_rows(draft, target, monkeypatch):
     """As above, with every product of every pass by `small_matmul`: two rows of five tokens at most."""
     monkeypatch.setattr(small_matmul, "_MOST_ROWS", ((1, 16),))
