@@ -29,11 +29,17 @@ if "PYTEST_XDIST_WORKER" not in os.environ and "JAX_COMPILATION_CACHE_DIR" not i
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 
-# Tokenised corpora and the font list of matplotlib stay out of the user's folders.
+# Tokenised corpora and the font list of matplotlib stay out of the user's folders. What the C++
+# compiler makes takes seconds for each type of weights; it stays with the compiled programs, for the
+# slow tests after the others.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _home = tempfile.mkdtemp(prefix="sdsl-tests-home-")
     atexit.register(shutil.rmtree, _home, ignore_errors=True)
     os.environ["XDG_CACHE_HOME"] = _home
+    _kernels = Path(os.environ["JAX_COMPILATION_CACHE_DIR"], "kernels").absolute()
+    _kernels.mkdir(mode=0o700, parents=True, exist_ok=True)
+    Path(_home, "sdsl_jax").mkdir()
+    Path(_home, "sdsl_jax", "kernels").symlink_to(_kernels)
 
 import hypothesis
 import jax
@@ -41,7 +47,7 @@ import pytest
 
 from sdsl_jax import cli
 from sdsl_jax.config import StudyConfig, from_dict
-from sdsl_jax.models import ModelConfig
+from sdsl_jax.models import ModelConfig, small_matmul
 from sdsl_jax.study import run_study
 
 # A vector meets a matrix only along an axis that the code names: broadcasting between different
@@ -168,6 +174,13 @@ def sdsl(monkeypatch, capsys):
         return status, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def compiled_product():
+    """The product of few rows; whoever only collects the tests does not wait for its compiler."""
+    if reason := small_matmul.unavailable():
+        pytest.skip(reason)
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 """Feeds damaged files to every reader of users' files, in a process of its own with bounded memory;
 started by test_fuzz.py.
 
-    python tests/fuzz_child.py FOLDER KIND...
+    python tests/fuzz_child.py FOLDER INPUTS KIND...
 
-prints a line of JSON for each kind: what went wrong with which input. Any answer is right, and an
+prints a line of JSON for each kind: what went wrong with which of so many inputs. Any answer is right, and an
 `SdslError` of one sentence that names the file. Weights and prose are left alone: nobody could know
 that they are damaged.
 """
@@ -56,7 +56,7 @@ from sdsl_jax.measurement.server_reports import read_report
 from sdsl_jax.records import ModelRecord, read_json, read_table, write_table
 from sdsl_jax.user_files import read_text
 
-INPUTS, SECONDS, MEMORY = 200, 10, 2 << 30
+SECONDS, MEMORY = 10, 2 << 30
 
 
 class TooSlow(BaseException):
@@ -508,7 +508,7 @@ def fault(read: Callable[[Path], object], path: Path) -> str | None:
     return None
 
 
-def run(name: str, folder: Path) -> list[str]:
+def run(name: str, folder: Path, inputs: int) -> list[str]:
     """The faults of one kind."""
     kind, rng = KINDS[name], random.Random(name)
     folder.mkdir(parents=True)
@@ -516,7 +516,7 @@ def run(name: str, folder: Path) -> list[str]:
     good = path.read_bytes()
     before = fault(kind.read, path)
     faults = [f"undamaged: {before}"] if before else []
-    for number in range(INPUTS):
+    for number in range(inputs):
         path.write_bytes(kind.damage(rng, good))
         if (what := fault(kind.read, path)) is not None:
             shutil.copy(path, folder / f"fault-{number}")
@@ -532,7 +532,7 @@ def main() -> None:
     """Runs the kinds that the command line names."""
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGALRM, _too_slow)
-    folder, *names = sys.argv[1:]
+    folder, inputs, *names = sys.argv[1:]
     # The libraries that some readers load, and threads of theirs, take room that no input is to
     # blame for.
     for name in names:
@@ -543,7 +543,8 @@ def main() -> None:
     limit = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for name in names:
-        print(json.dumps({"kind": name, "faults": run(name, Path(folder) / name)}), flush=True)
+        faults = run(name, Path(folder) / name, int(inputs))
+        print(json.dumps({"kind": name, "faults": faults}), flush=True)
 
 
 if __name__ == "__main__":

@@ -102,8 +102,18 @@ def test_a_part_has_its_time(part, tmp_path):
     assert 0 < left[0] < 9
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
+# The shortest part in the full check: types are checked of all, and before a release all run.
+@pytest.mark.parametrize(
+    "part",
+    [
+        pytest.param(
+            part,
+            id=part.name,
+            marks=pytest.mark.slow if part.name == "attention" else pytest.mark.release,
+        )
+        for part in PARTS
+    ],
+)
 def test_the_small_form(part, tmp_path):
     began = time.monotonic()
     outcome = run(part, tmp_path, small=True, seconds=300.0, left=1800.0)

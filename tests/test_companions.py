@@ -79,20 +79,25 @@ def test_companions_end_when_the_study_fails_or_is_killed(tmp_path):
         "    print(process.pid, flush=True)\n"
         "    return process\n"
         "module._start = tell\n"
-        "file, folder, seconds = sys.argv[1:]\n"
+        "file, folder = sys.argv[1:]\n"
         "with module.companions(load_study(Path(file)), Path(folder), 1):\n"
-        "    time.sleep(float(seconds))\n"
+        "    sys.stdin.read()\n"
         "    raise ZeroDivisionError\n"
     )
     file = tmp_path / "study.toml"
     # So much to train that it would take minutes.
     file.write_text(to_toml(tiny(ladder={"draft_tokens": [8_000, 16_000_000]})))
-    for seconds, killed in ((8, False), (60, True)):
-        command = [sys.executable, "-c", study, file, tmp_path / "study", str(seconds)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    for killed in (False, True):
+        folder = tmp_path / f"study-{killed}"
+        command = [sys.executable, "-c", study, file, folder]
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        with subprocess.Popen(command, **pipes) as process:
             companion = int(process.stdout.readline())
+            deadline = time.monotonic() + 120
+            while not any(folder.glob("checkpoints/*/trunk/10")):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
             if killed:
-                time.sleep(8)
                 process.kill()
             process.communicate()
         deadline = time.monotonic() + 45

@@ -54,7 +54,7 @@ def test_what_is_shared_is_compared():
         speculate(some._replace(shared=2), target, PROMPTS, lookahead=2, new_tokens=3)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_rows_do_not_see_each_other():
     some, target = exit_draft(2), model(2, 2)
     prompts = PROMPTS[:, :3]

@@ -194,7 +194,7 @@ def test_a_head_on_the_tables_is_one_matrix_between_them(text):
         with_tables(some, other)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_rows_do_not_see_each_other(text):
     target, some = model(2, 2), head()
     prompts = np.asarray(text[:, :4])

@@ -89,6 +89,7 @@ def _run(text):
     return rested
 
 
+# The kind whose rows have most to do with each other; the others are looked at before a release.
 @pytest.mark.slow
 def test_rows_do_not_see_each_other():
     draft, target = nested(), model(2, 2)

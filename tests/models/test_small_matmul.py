@@ -25,9 +25,7 @@ from sdsl_jax.models import small_matmul as module
 from sdsl_jax.models.small_matmul import small_matmul
 from sdsl_jax.models.weights import Int8Matrix
 
-needs_compiler = pytest.mark.skipif(
-    bool(module.unavailable()), reason=module.unavailable() or "it is there"
-)
+needs_compiler = pytest.mark.usefixtures("compiled_product")
 EPSILON = np.finfo(np.float32).eps
 
 

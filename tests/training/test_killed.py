@@ -13,8 +13,9 @@ from conftest import tiny
 from published_checkpoints import export_model
 
 from sdsl_jax.checkpoints.loading import load_model
-from sdsl_jax.config import to_toml
+from sdsl_jax.config import load_study, to_toml
 from sdsl_jax.records import ModelRecord, read_table
+from sdsl_jax.study.shared_training import train_part
 
 # Columns that tell of time, not of what was trained.
 TIMES = ("train_seconds", "compile_seconds", "data_wait_share")
@@ -60,9 +61,9 @@ def finish(child):
 
 @pytest.fixture(scope="module")
 def whole(study, tmp_path_factory):
-    """The folder of an uninterrupted run."""
+    """The folder of an uninterrupted run, in this process: a start takes longer than the training."""
     out = tmp_path_factory.mktemp("whole")
-    finish(start(study, out))
+    train_part(load_study(study), out)
     return out
 
 
@@ -248,19 +249,21 @@ def test_killed_while_a_teacher_is_cached_and_while_a_draft_learns_from_it(
         pytest.importorskip("safetensors")
         teacher = tokenizer = export_model(load_model(teacher), tmp_path / "published")
 
-    def distil(out):
-        told = {
+    def told(out):
+        settings = {
             "distil.teacher": teacher,
             "distil.init_from": whole,
             "distil.objective": "kl",
             "distil.cache": out.with_name(f"{out.name}-cache"),
             "data.tokenizer": tokenizer,
         }
-        options = (f"--{name}={value}" for name, value in told.items())
-        return start(study, out, "--rungs", "draft-*", *options)
+        return [f"--{name}={value}" for name, value in settings.items()]
 
-    finish(distil(tmp_path / "whole"))
-    out = tmp_path / "cut"
+    def distil(out):
+        return start(study, out, "--rungs", "draft-*", *told(out))
+
+    uncut, out = tmp_path / "whole", tmp_path / "cut"
+    train_part(load_study(study, told(uncut)), uncut, ["draft-*"])
     child = distil(out)
     while child.poll() is None and not list(tmp_path.glob("cut-cache/*/")):
         time.sleep(0.001)
@@ -268,5 +271,5 @@ def test_killed_while_a_teacher_is_cached_and_while_a_draft_learns_from_it(
     assert not list(tmp_path.glob("cut-cache/*/*.json"))
     assert at_a_write(distil(out), out, 2)
     finish(distil(out))
-    assert_equal(out, tmp_path / "whole")
+    assert_equal(out, uncut)
     assert [r.objective for r in read_table(out / "records", "models")] == ["kl", "kl"]
