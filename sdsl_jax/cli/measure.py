@@ -435,9 +435,12 @@ def _about(model: Any) -> str:
     if not math.isnan(model.loss_nats):
         parts.append(f"loss {model.loss_nats:.3f} nats")
     if (on := model.on_prompts) is not None:
-        parts.append(
-            f"on the prompts perplexity {on.perplexity:.2f}, {on.bits_per_byte:.3f} bits per byte"
+        how = (
+            f"{on.bits_per_byte:.3f} bits per byte"
+            if on.given == 1
+            else f"over the {on.given:.1%} of their tokens that it can give"
         )
+        parts.append(f"on the prompts perplexity {on.perplexity:.2f}, {how}")
     return ", ".join(parts)
 
 
