@@ -263,8 +263,9 @@ def never(dtype: Any) -> Any:
 
 
 def can_be_given(logits: Float[Array, "... V"]) -> Bool[Array, "... V"]:
-    """Which ids a model can give, by their logits; see `never`."""
-    return logits > never(logits.dtype) / 2
+    """Which ids a model can give, by their logits; see `never`. NaN rules nothing out, so that a loss
+    of broken logits is NaN rather than that of fewer ids."""
+    return ~(logits <= never(logits.dtype) / 2)
 
 
 @jax.custom_vjp
