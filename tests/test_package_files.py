@@ -1,10 +1,12 @@
 """Files inside installed packages, found without importing the package."""
 
 import json
+import re
 import sys
 
 import pytest
 
+from sdsl_jax.checkpoints.loading import load_model, open_model
 from sdsl_jax.config import DataConfig
 from sdsl_jax.data.corpus import identity, sources
 from sdsl_jax.data.prompts import load_prompts
@@ -40,6 +42,12 @@ def test_a_corpus_and_prompts_are_read_from_a_package(package):
     assert identity(sources(DataConfig(source=given[0]))[0]) == identity(files[0])
     prompts = load_prompts(given[1], ByteTokenizer(), count=1, max_tokens=8, data=None)
     assert (bytes(prompts.tokens[0].tolist()), prompts.domain) == (b"two", "b.jsonl")
+
+
+@pytest.mark.parametrize("read", [load_model, open_model])
+def test_a_model_is_found_in_a_package(package, read):
+    with pytest.raises(SdslError, match=re.escape(str(package / "model-7.gguf"))):
+        read("package:some_files/model-7.gguf")
 
 
 @pytest.mark.parametrize(

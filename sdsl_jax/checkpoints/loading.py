@@ -84,8 +84,7 @@ def load_model(
     Raises:
       SdslError: The path holds no model, or the model is damaged.
     """
-    path = user_path(path)
-    require_model_path(path)
+    path = _model_path(path)
     if is_published(path):
         return load_published(path, options, progress)
     return with_weights(load_model_folder(path), options.weights)
@@ -103,11 +102,17 @@ def open_model(path: str | Path) -> LoadedModel:
     Raises:
       SdslError: The path holds no model, or the model is damaged.
     """
-    path = Path(path)
-    require_model_path(path)
+    path = _model_path(path)
     if is_published(path):
         return _opened(path, tuple(files_stamp(path)))
     return open_model_folder(path)
+
+
+def _model_path(path: str | Path) -> Path:
+    """Where a model is that a setting or an argument names."""
+    path = user_path(path)
+    require_model_path(path)
+    return path
 
 
 @functools.lru_cache(maxsize=8)

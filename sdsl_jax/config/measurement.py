@@ -66,7 +66,8 @@ class DomainConfig:
         Python package, where PATH may hold the wildcards * and **.
       text_column: Column of rows that holds the text, or several: the first of them that a row has.
       held_out: Whether to read only the articles that `data.article` holds out for testing, each text
-        once, such as those of one of the study's own sources.
+        once, such as those of one of the study's own sources. Rows are then read by
+        `data.text_column`, of which `text_column` may name a part.
       optional: Whether to skip the domain, with a note, if its file or package is missing.
     """
 
@@ -80,6 +81,10 @@ class DomainConfig:
         require(
             self.name and len(self.source) > 0,
             "conditions.domains holds an entry without a name or source; every domain needs both.",
+        )
+        require(
+            not self.held_out or self.source != "validation",
+            f"conditions.domains holds {self.name!r} with held_out, which the validation split is not; leave it out.",
         )
 
 

@@ -38,10 +38,10 @@ class DataConfig:
       test_fraction: Share of the text for testing. Every source but the embedded corpus is cut by
         position, or by article.
       article: Regular expression that names the article of a document, such as "^(.+?) -- ": what
-        its first group that matches holds, in the first 1,000 characters. All documents of an article
-        go to one split, chosen by a hash of the name and nothing else; the fractions are then shares
-        of the articles. A document that does not match is an article by itself, and documents of the
-        same text count once. If empty, the text is cut by position, whatever its documents are: rows
+        its first group that is not blank holds, in the first 1,000 characters. All documents of an
+        article go to one split, chosen by a hash of the name and nothing else; the fractions are then
+        shares of the articles. A document that names none is an article by itself, and documents of
+        the same text count once. If empty, the text is cut by position, whatever its documents are: rows
         of one article may then stand on both sides of a cut.
       tokenizer: "bytes"; "bpe" for a byte-level BPE learnt from the training split; or the Hugging
         Face folder or GGUF file of a published model, also as "package:NAME/PATH", for that model's
@@ -580,6 +580,14 @@ class StudyConfig:
             self.data.article or not unnamed,
             f"conditions.domains holds {', '.join(map(repr, unnamed))} with held_out, which needs data.article.",
         )
+        for each in self.conditions.domains:
+            require(
+                not each.held_out
+                or each.text_column == "text"
+                or _columns(each.text_column) <= _columns(self.data.text_column),
+                f"conditions.domains holds {each.name!r} with held_out and text_column {each.text_column!r}; held-out rows are "
+                f"read by data.text_column ({self.data.text_column!r}), so leave it out.",
+            )
         nested = self.distil.cut == "nested"
         require(
             not nested or len(self.ladder.draft_params) >= 2,
@@ -655,3 +663,7 @@ class StudyConfig:
         measure = replace(self.measure, decode="none")
         holdout = HoldoutConfig(smaller_drafts=self.holdout.smaller_drafts)
         return replace(self, ladder=ladder, measure=measure, holdout=holdout)
+
+
+def _columns(text_column: str | tuple[str, ...]) -> set[str]:
+    return {text_column} if isinstance(text_column, str) else {*text_column}

@@ -25,25 +25,26 @@ def article_split(config: DataConfig, text: str) -> str:
       config: The corpus; `data.article` says what names an article.
       text: The document, or its first 1,000 characters.
     """
-    head = text[:_HEAD]
-    match = re.search(config.article, head)
-    names = (group for group in match.groups() if group is not None) if match else iter(())
+    name = article_name(config, text)
     # A document without a name is known by how it begins.
-    digest = hashlib.sha256(next(names, head).encode()).digest()
+    digest = hashlib.sha256((text[:_HEAD] if name is None else name).encode()).digest()
     place = int.from_bytes(digest[:8]) / 2**64
     if place < config.test_fraction:
         return "test"
     return "validation" if place < config.test_fraction + config.validation_fraction else "train"
 
 
-def of_split(
-    texts: Iterable[Iterable[str]], config: DataConfig, split: str
-) -> Iterator[Iterable[str]]:
-    """The documents whose articles belong to a split, each in its pieces."""
-    for pieces in texts:
-        head, pieces = beginning(pieces)
-        if article_split(config, head) == split:
-            yield pieces
+def article_name(config: DataConfig, text: str) -> str | None:
+    """The article that a document names; None if it names none.
+
+    A group that holds nothing, or only blanks, names no article: many documents would share it.
+
+    Args:
+      config: The corpus; `data.article` says what names an article.
+      text: The document, or its first 1,000 characters.
+    """
+    match = re.search(config.article, text[:_HEAD])
+    return next((group for group in match.groups("") if group.strip()), None) if match else None
 
 
 def beginning(pieces: Iterable[str]) -> tuple[str, Iterator[str]]:

@@ -17,15 +17,15 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from sdsl_jax.config import DataConfig
-from sdsl_jax.data.articles import article_split, beginning
+from sdsl_jax.data.articles import article_name, article_split, beginning
 from sdsl_jax.data.documents import READERS, SEPARATOR, documents, hugging_face
 from sdsl_jax.data.folders import kind_of, listed, read_folder
-from sdsl_jax.errors import require
+from sdsl_jax.errors import SdslError, require
 from sdsl_jax.package_files import PACKAGE, user_path
 from sdsl_jax.user_files import reading
 
@@ -118,6 +118,45 @@ def held_out_name(config: DataConfig) -> str:
     if config.article:
         return f"{config.test_fraction:.0%} of the articles of {what}"
     return f"last {config.test_fraction:.0%} of {what}"
+
+
+def held_out_rows(files: Sequence[Path], config: DataConfig) -> Iterator[str]:
+    """The rows of files whose articles `data.article` holds out for testing, each text once.
+
+    Rows are read as the corpus reads them, because the same row read by another column may name
+    another article. A row that names none is judged only in a file of the corpus: elsewhere it may be
+    a part of a document that was trained on, and is left out.
+
+    Args:
+      files: The files, in order.
+      config: The corpus, with `data.article`.
+
+    Raises:
+      SdslError: A file has no rows, or cannot be read as part of the corpus.
+    """
+    for file in files:
+        require(
+            kind_of(file) in (".jsonl", ".parquet"),
+            f"{file} has no rows, so none of its articles can be told to be held out; give a .jsonl or .parquet file.",
+        )
+    own, seen = _own_files(config), set[bytes]()
+    for file in files:
+        for pieces in documents(file, config.text_column):
+            text = "".join(pieces)
+            known = os.path.realpath(file) in own or article_name(config, text) is not None
+            if known and article_split(config, text) == "test":
+                digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+                if digest not in seen:
+                    seen.add(digest)
+                    yield text
+
+
+def _own_files(config: DataConfig) -> set[str]:
+    """The files of the corpus; none if they are no longer where it names them."""
+    try:
+        return {os.path.realpath(source) for source in sources(config) if is_file(source)}
+    except SdslError:
+        return set()
 
 
 def write_text(
@@ -260,8 +299,8 @@ class _Joined:
 
     Args:
       file: File to write to.
-      once: Whether to leave out documents that were written before; 16 bytes of each are kept in
-        memory.
+      once: Whether to leave out documents that were written before; a digest of each is kept in
+        memory, about 100 bytes a document.
     """
 
     def __init__(self, file: BinaryIO, once: bool = False):

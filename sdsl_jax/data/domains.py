@@ -2,8 +2,8 @@
 an installed package.
 
 A domain is read in bounded pieces and tokenised with the study's tokenizer. If it is larger than
-`MOST_BYTES`, every k-th piece is taken, spread evenly over it. More text would not improve a
-measurement on a few hundred windows.
+`MOST_BYTES`, every k-th piece is taken, spread evenly over it; of a held-out domain, over what is
+held out. More text would not improve a measurement on a few hundred windows.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ import numpy as np
 from jaxtyping import Int
 
 from sdsl_jax.config import DataConfig, DomainConfig
-from sdsl_jax.data.articles import of_split
-from sdsl_jax.data.corpus import identity
+from sdsl_jax.data.corpus import held_out_rows, identity
 from sdsl_jax.data.dataset import Dataset, Text, spread
 from sdsl_jax.data.documents import READERS, SEPARATOR, TextColumn, documents
 from sdsl_jax.data.folders import kind_of, read_folder
@@ -28,7 +27,7 @@ from sdsl_jax.package_files import PACKAGE, PackageMissing, package_files
 from sdsl_jax.user_files import LARGEST_TEXT
 
 VALIDATION = "validation"
-# Of text that is tokenised, by the sizes of its files.
+# Of text that is tokenised: by the sizes of its files, or of what is held out.
 MOST_BYTES = 1 << 24
 _PIECE_CHARACTERS = 1 << 16
 # Files of a package that are read as plain text.
@@ -120,10 +119,8 @@ def load_domain(
         text = dataset.text(VALIDATION)
     else:
         files = domain_files(domain, note)
-        share = data.test_fraction if domain.held_out else 1.0
-        every = max(1, math.ceil(share * sum(file.stat().st_size for file in files) / MOST_BYTES))
         try:
-            content = SEPARATOR.join(_chosen(files, domain, data, every))
+            content = SEPARATOR.join(_chosen(files, domain, data))
         except SdslError as error:
             raise SdslError(f"the domain {domain.name!r} cannot be read: {error}") from None
         ids = dataset.tokenizer.encode(content)
@@ -143,7 +140,8 @@ def domain_prompts(
     length: int,
     data: DataConfig = _NO_ARTICLES,
 ) -> Int[np.ndarray, "count length"]:
-    """The first tokens of documents of a domain, spread evenly over those that are long enough.
+    """The first tokens of documents of a domain, spread evenly over those that are long enough; of a
+    large domain, those of the pieces that `load_domain` takes.
 
     Args:
       domain: The domain, made of files.
@@ -157,7 +155,7 @@ def domain_prompts(
     """
     files = domain_files(domain)
     # A token has at most so many characters; the rest of a document need not be encoded.
-    texts = (text[: 64 * length] for text in _chosen(files, domain, data, every=1))
+    texts = (text[: 64 * length] for text in _chosen(files, domain, data))
     encoded = [ids for text in texts if len(ids := dataset.tokenizer.encode(text)) >= length]
     require(
         len(encoded) >= count,
@@ -166,33 +164,42 @@ def domain_prompts(
     return np.stack([encoded[i][:length] for i in spread(len(encoded), count)]).astype(np.int32)
 
 
-def _chosen(files: list[Path], domain: DomainConfig, data: DataConfig, every: int) -> Iterator[str]:
+def _chosen(files: list[Path], domain: DomainConfig, data: DataConfig) -> Iterator[str]:
     """The documents, or every k-th piece of them: pieces that do not follow each other are documents of their own."""
-    seen = 0
-
-    def limited(pieces: Iterable[str]) -> Iterator[str]:
-        """The pieces as they are; together they may be far more text than the sizes of their files say."""
-        nonlocal seen
-        for piece in pieces:
-            seen += len(piece)
-            require(
-                seen <= every * LARGEST_TEXT,
-                f"it holds more than {every * LARGEST_TEXT:,} characters.",
-            )
-            yield piece
-
-    texts: Iterable[Iterable[str]] = (
-        limited(pieces) for file in files for pieces in _documents(file, domain.text_column)
-    )
+    texts: Iterable[Iterable[str]]
     if domain.held_out:
-        articles = ("".join(pieces) for pieces in of_split(texts, data, "test"))
-        texts = ((text,) for text in dict.fromkeys(articles))
-    if every == 1:
+        # Read twice rather than held in memory: how much is held out, no size of a file says.
+        size = sum(len(text.encode()) for text in held_out_rows(files, data))
+        texts = ((text,) for text in held_out_rows(files, data))
+    else:
+        size = sum(file.stat().st_size for file in files)
+        texts = _limited(files, domain.text_column, LARGEST_TEXT * _every(size))
+    if _every(size) == 1:
         yield from ("".join(pieces) for pieces in texts)
     else:
         yield from itertools.islice(
-            (piece for pieces in texts for piece in _cut(pieces)), 0, None, every
+            (piece for pieces in texts for piece in _cut(pieces)), 0, None, _every(size)
         )
+
+
+def _every(size: int) -> int:
+    """k, of a text of so many bytes."""
+    return max(1, math.ceil(size / MOST_BYTES))
+
+
+def _limited(files: list[Path], column: TextColumn, most: int) -> Iterator[Iterable[str]]:
+    """The documents of files, which together may be far more text than the sizes of the files say."""
+    seen = 0
+
+    def limited(pieces: Iterable[str]) -> Iterator[str]:
+        nonlocal seen
+        for piece in pieces:
+            seen += len(piece)
+            require(seen <= most, f"it holds more than {most:,} characters.")
+            yield piece
+
+    for file in files:
+        yield from (limited(pieces) for pieces in _documents(file, column))
 
 
 def _documents(file: Path, column: TextColumn) -> Iterable[Iterable[str]]:

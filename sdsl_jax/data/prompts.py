@@ -17,8 +17,7 @@ import numpy as np
 from jaxtyping import Int
 
 from sdsl_jax.config import DataConfig
-from sdsl_jax.data.articles import article_split
-from sdsl_jax.data.corpus import EMBEDDED, held_out_name
+from sdsl_jax.data.corpus import EMBEDDED, held_out_name, held_out_rows
 from sdsl_jax.data.dataset import load_dataset, spread
 from sdsl_jax.data.documents import (
     BYTE_ORDER_MARK,
@@ -96,8 +95,8 @@ def load_prompts(
 
     Args:
       source: A .txt or .jsonl file, also as "package:NAME/PATH"; "heldout" for the test split of `data`, or "sotu" for that of
-        the embedded corpus; "heldout:FILE" for the rows of a file whose articles `data` holds out,
-        each text once.
+        the embedded corpus; "heldout:FILE" for the rows of a .jsonl or .parquet file whose articles
+        `data` holds out, read by `data.text_column`, each text once.
       tokenizer: Tokenizer of the models that the prompts are for.
       count: Number of prompts; all of them if there are fewer.
       max_tokens: Longest prompt, in tokens.
@@ -126,24 +125,29 @@ def load_prompts(
         return _held_out(source, tokenizer, count, max_tokens, data or DataConfig())
     file = source.removeprefix(f"{HELD_OUT}:")
     path = user_path(file)
-    texts, domain = read_prompts(path, field), path.name
     if file != source:
-        texts, domain = _held_out_texts(texts, path, data), f"held-out articles of {path.name}"
+        require(
+            not field,
+            f"the prompts are held-out articles of {path}, which are read by data.text_column; leave out the field {field!r}.",
+        )
+        texts, domain = _held_out_texts(path, data), f"held-out articles of {path.name}"
+    else:
+        texts, domain = read_prompts(path, field), path.name
     return encode_prompts(
         [texts[i] for i in spread(len(texts), count)], tokenizer, max_tokens, domain, len(texts)
     )
 
 
-def _held_out_texts(texts: list[str], path: Path, data: DataConfig | None) -> list[str]:
-    """The texts whose articles are held out, each once."""
+def _held_out_texts(path: Path, data: DataConfig | None) -> list[str]:
+    """The rows whose articles are held out, each text once."""
     if data is None or not data.article:
         raise SdslError(
             f"the prompts are held-out articles of {path}, but the model was not trained on text that data.article cuts; name "
             "the file alone, or 'heldout'."
         )
-    held_out = [text for text in dict.fromkeys(texts) if article_split(data, text) == "test"]
-    require(held_out, f"none of the {len(texts)} prompts of {path} is of a held-out article.")
-    return held_out
+    texts = [text for text in held_out_rows([path], data) if text.strip()]
+    require(texts, f"no row of {path} is known to be of a held-out article.")
+    return texts
 
 
 def encode_prompts(

@@ -42,6 +42,7 @@ def with_ngrams_first(
     tokens: Int[np.ndarray, "rows L"],
     starts: Int[np.ndarray, " rows"],
     drafts: int,
+    fallback_drafts: int | None = None,
 ) -> Float[np.ndarray, "rows new drafts"]:
     """min(1, q(y)/p(y)) of each token of a sample as each draft of a round, where n-grams draft first.
 
@@ -54,6 +55,7 @@ def with_ngrams_first(
       tokens: Prompts and samples.
       starts: Tokens of each prompt.
       drafts: Drafts of a round.
+      fallback_drafts: Most drafts of a round that the fallback gives; None for no limit of its own.
     """
     new = acceptance.shape[1]
     matched, right = map(
@@ -69,6 +71,9 @@ def with_ngrams_first(
     if acceptance.ndim == 2:
         acceptance = np.repeat(acceptance[..., None], drafts, axis=2)
     mixed = np.array(acceptance[..., :drafts])
+    if fallback_drafts is not None:
+        # A draft that nobody gives ends its round as one that is not accepted does.
+        mixed[..., fallback_drafts:] = 0.0
     for k in range(drafts):
         # Draft k + 1 of a round is k tokens after its start.
         began = slice(0, new - k)

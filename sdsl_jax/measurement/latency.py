@@ -311,24 +311,29 @@ class StepCosts(NamedTuple):
       draft_step: d, the time of a draft step, of a hybrid draft that of its fallback; None for n-grams
         and heads.
       verify_pass: v, the time of a pass over γ + 1 tokens, by γ.
+      most_steps: Most draft steps of a round, of a hybrid draft whose fallback has a lookahead of its
+        own; None for γ.
     """
 
     target_step: float
     draft_step: float | None
     verify_pass: dict[int, float]
+    most_steps: int | None = None
 
     def best_lookahead(self, tokens_per_round: dict[int, float]) -> int:
         """The measured γ with the largest speed-up τ/(γ·d + v)."""
         return max(self.verify_pass, key=lambda g: tokens_per_round[g] / self.round_cost(g))
 
     def round_cost(self, lookahead: int, drafted: float = 1.0) -> float:
-        """Mean time of a round of one row by these costs alone, s·γ·d + v, in steps of the target.
+        """Mean time of a round of one row by these costs alone, s·γ·d + v, in steps of the target; with
+        at most `most_steps` for γ in the first term.
 
         Args:
           lookahead: γ.
           drafted: s, the share of rounds in which the draft takes its steps. n-grams take none.
         """
-        draft = drafted * lookahead * (self.draft_step or 0.0)
+        steps = lookahead if self.most_steps is None else min(lookahead, self.most_steps)
+        draft = drafted * steps * (self.draft_step or 0.0)
         return draft + max(self.verify_pass[lookahead], 1.0)
 
 
@@ -357,4 +362,5 @@ def time_costs(
         one,
         seconds["draft"] / one if "draft" in seconds else None,
         {g: seconds[f"γ = {g}"] / one for g in settings.lookaheads},
+        draft.fallback_lookahead if isinstance(draft, HybridDraft) else None,
     )

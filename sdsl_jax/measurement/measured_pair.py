@@ -150,7 +150,11 @@ class MeasuredPair:
 
         def describe(model: LoadedModel, role: str) -> pair_report.ModelReport:
             losses = self._losses(role, model)
-            return pair_report.ModelReport.of(model, losses and OnPrompts.of(*losses))
+            on_prompts = None
+            if losses is not None and text is not None:
+                share = text.given[role].sum() / text.positions.sum()
+                on_prompts = OnPrompts.of(*losses, float(share))
+            return pair_report.ModelReport.of(model, on_prompts)
 
         proposer: pair_report.ModelReport | pair_report.NgramReport | pair_report.HybridReport
         if self.draft is None:
@@ -190,10 +194,12 @@ class MeasuredPair:
 
     def _losses(self, role: str, model: LoadedModel) -> tuple[Interval, Interval] | None:
         """A model's loss on the prompts, in nats per token and in bits per byte."""
-        if self.measurement.text is None:
+        text, confidence = self.measurement.text, self.settings.confidence
+        if text is None:
             return None
-        nats = self.measurement.text.nats[role]
-        return loss_on_prompts(nats, self.prompts, model.tokenizer, self.settings.confidence)
+        return loss_on_prompts(
+            text.nats[role], self.prompts, model.tokenizer, confidence, text.given[role]
+        )
 
     def _costs(self) -> pair_report.CostsReport | None:
         if self.costs is None:

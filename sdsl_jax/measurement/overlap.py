@@ -8,7 +8,6 @@ filters. Suffixes: B contexts of a chunk, T compared positions, S samplings, V v
 from __future__ import annotations
 
 import functools
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,7 +22,8 @@ from sdsl_jax.decoding.decode import broken_logits, require_positions
 from sdsl_jax.decoding.sampling import finite_logits
 from sdsl_jax.errors import require
 from sdsl_jax.measurement.replay import drawn_acceptance
-from sdsl_jax.models import ModelConfig, Params, forward
+from sdsl_jax.models import ModelConfig, Params, forward, outputs
+from sdsl_jax.models.transformer import readout
 from sdsl_jax.statistics import Interval, ratio_interval
 
 # Largest number of contexts scored at a time: more would not be faster, and progress would be
@@ -97,7 +97,7 @@ class Overlaps(NamedTuple):
 
 
 class _Scored(NamedTuple):
-    """One model on one chunk: its probabilities at each sampling, its entropy, and the
+    """One model on a part of one chunk: its probabilities at each sampling, its entropy, and the
     log-probabilities of the following tokens.
 
     `broken` counts compared positions whose logits are not finite.
@@ -113,6 +113,7 @@ class _Scored(NamedTuple):
 def _score(
     params: Params,
     tokens: Int[Array, "B L"],
+    stream: Float[Array, "B T D"] | None,
     following: Int[Array, "B T"] | None,
     counts: Bool[Array, "B T"],
     samplings: tuple[Sampling, ...],
@@ -120,9 +121,13 @@ def _score(
     model: ModelConfig,
     first: int,
 ) -> _Scored:
+    """Scores the positions from `first` on, or those whose residual stream is given."""
     with jax.default_matmul_precision("highest"):
-        logits, _ = forward(model, params, tokens)
-    logits = logits[:, first:].astype(jnp.float32)
+        logits = (
+            forward(model, params, tokens)[0][:, first:]
+            if stream is None
+            else readout(model, params, stream)
+        ).astype(jnp.float32)
     log_probs = jax.nn.log_softmax(logits, axis=-1)
     plain = jnp.exp(log_probs)
     entropy = -jnp.where(plain > 0, plain * log_probs, 0.0).sum(axis=-1)
@@ -149,6 +154,15 @@ def _reached(
     return jnp.where(counts[None], each, 0).sum(axis=-1)
 
 
+@functools.partial(jax.jit, static_argnames="model")
+def _stream(
+    params: Params, tokens: Int[Array, "B L"], *, model: ModelConfig
+) -> Float[Array, "B L D"] | None:
+    """The residual stream after the last block, from which logits are read."""
+    with jax.default_matmul_precision("highest"):
+        return outputs(model, params, tokens, taps=(model.layers,)).features
+
+
 @functools.partial(jax.jit, static_argnames="by_position")
 def _compare(
     p: _Scored, q: _Scored, counts: Bool[Array, "B T"], *, by_position: bool
@@ -158,25 +172,33 @@ def _compare(
     return acceptance.sum(axis=-1), acceptance if by_position else None
 
 
-def rows_per_chunk(
+def chunk_shape(
     memory_bytes: int, targets: int, samplings: int, positions: int, width: int, vocab_size: int
-) -> int:
-    """Number of contexts that can be scored at a time within a memory.
+) -> tuple[int, int]:
+    """Number of contexts, and of their compared positions, that can be scored at a time within a
+    memory.
 
     Memory holds the distributions (one plain, one for each sampling, float32) of every target and
     one draft over the compared positions, and the logits and two temporaries of one model over the
-    whole width. Weights and activations inside the models come on top.
+    whole width. Where not even one context fits, its positions are taken in groups of about the same
+    size, and logits are computed for a group alone. Weights and activations inside the models come on
+    top.
 
     Raises:
-      SdslError: not even one context fits.
+      SdslError: Not even one position fits.
     """
-    each = 4 * vocab_size * ((targets + 1) * (samplings + 1) * positions + 3 * width)
+    kept = (targets + 1) * (samplings + 1)
+    each = 4 * vocab_size * (kept * positions + 3 * width)
+    if each <= memory_bytes:
+        return min(_MOST_ROWS, memory_bytes // each), positions
+    one = 4 * vocab_size * (kept + 3)
     require(
-        each <= memory_bytes,
-        f"memory_bytes is {memory_bytes}; it must be at least {each} to hold one context of {width} tokens with {vocab_size} "
-        f"probabilities for {targets} targets and {samplings} samplings. Shorter contexts or fewer targets need less.",
+        one <= memory_bytes,
+        f"memory_bytes is {memory_bytes}; it must be at least {one} to hold one position with {vocab_size} probabilities for "
+        f"{targets} targets and {samplings} samplings. Fewer targets need less.",
     )
-    return min(_MOST_ROWS, memory_bytes // each)
+    groups = -(-positions // (memory_bytes // one))
+    return 1, -(-positions // groups)
 
 
 def _check(
@@ -251,12 +273,12 @@ def pairwise_overlap(
         `ModelScores.log_probs`; T = L − first.
       lengths: Tokens of each context that are not padding; all by default. Later positions are not
         compared.
-      memory_bytes: Bound on the memory of distributions, see `rows_per_chunk`.
+      memory_bytes: Bound on the memory of distributions, see `chunk_shape`.
       advance: Called with the number of models that have just scored a chunk.
       by_position: Whether to keep the overlap of every position besides the sums.
 
     Raises:
-      SdslError: an argument is out of range, the vocabularies differ, one context alone needs more
+      SdslError: an argument is out of range, the vocabularies differ, one position alone needs more
         memory, contexts are longer than a model's table of positions, or logits are not finite.
     """
     require(
@@ -271,33 +293,63 @@ def pairwise_overlap(
     for role, models in (("target", targets), ("draft", drafts)):
         for name, model in models.items():
             require_positions(model, longest, _called(role, name), "the contexts")
-    rows = rows_per_chunk(
-        memory_bytes, len(targets), len(samplings), width - begin_at, width, *vocab_sizes
-    )
+    total = width - begin_at
+    rows, size = chunk_shape(memory_bytes, len(targets), len(samplings), total, width, *vocab_sizes)
     rows = min(rows, n)
     checked = tuple(sampling.check() for sampling in samplings)
-    sums: dict[tuple[str, str], list[Any]] = defaultdict(list)
-    values: dict[tuple[str, str], list[Any]] = defaultdict(list)
-    scores: dict[tuple[str, str], list[Any]] = defaultdict(list)
+    models = [("target", *each) for each in targets.items()]
+    models += [("draft", *each) for each in drafts.items()]
+    by_pair, by_model = (len(samplings), n), (len(samplings), n, total)
+    pairs = [(draft, target) for draft in drafts for target in targets]
+    sums = {pair: np.zeros(by_pair) for pair in pairs}
+    values = {pair: np.zeros(by_model) for pair in pairs if by_position}
     # By target and ids: the many drafts of a readout share them.
-    reach: dict[tuple[str, tuple[int, ...]], list[Any]] = defaultdict(list)
     readouts = {name: model.config.readout_ids for name, model in drafts.items()}
+    some_ids = {*readouts.values()} - {()}
+    reach = {(target, ids): np.zeros(by_pair) for target in targets for ids in some_ids}
+    entropies = {each[:2]: np.zeros(n) for each in models}
+    log_probs = {
+        each[:2]: np.zeros(by_model, np.float32) for each in models if following is not None
+    }
 
     def compare_chunk(begin: int) -> None:
         """A function of its own so that one chunk's distributions are freed before the next one's exist."""
         kept = slice(0, min(rows, n - begin))
+        at = slice(begin, begin + kept.stop)
         # Repeats of the first contexts fill up the last chunk.
         index = np.arange(begin, begin + rows) % n
-        mask = jnp.asarray(counts[index])
+        tokens = contexts[index]
+        # In groups of positions, the blocks run once and the table of tokens for each group.
+        streams = {
+            each[:2]: _stream(each[2].params, tokens, model=each[2].config)
+            for each in models
+            if size < total
+        }
+        advance(len(streams))
+        for start in range(0, total, size):
+            compare_group(at, kept, index, tokens, streams, start)
+
+    def compare_group(
+        at: slice, kept: slice, index: np.ndarray, tokens: np.ndarray, streams: Any, start: int
+    ) -> None:
+        """Of the compared positions from `start` on; repeats of the last one fill up the last group."""
+        stop = min(start + size, total)
+        place = np.minimum(np.arange(start, start + size), total - 1)
+        mask = jnp.asarray(counts[index][:, place] & (np.arange(start, start + size) < total))
         next_tokens = (
-            None if following is None else jnp.asarray(np.asarray(following, np.int32)[index])
+            None
+            if following is None
+            else jnp.asarray(np.asarray(following, np.int32)[index][:, place])
         )
 
         def score(role: str, name: str, model: Model) -> _Scored:
-            advance(1)
+            stream = streams.get((role, name))
+            if stream is None:
+                advance(1)
             scored = _score(
                 model.params,
-                contexts[index],
+                tokens,
+                None if stream is None else stream[:, begin_at + place],
                 next_tokens,
                 mask,
                 checked,
@@ -309,43 +361,42 @@ def pairwise_overlap(
                 broken == 0,
                 broken_logits(_called(role, name), f" at {broken} of {int(mask.sum())} positions"),
             )
-            log_probs = None if scored.following is None else np.asarray(scored.following)[:, kept]
-            scores[role, name].append((np.asarray(scored.entropy, float)[kept], log_probs))
+            entropies[role, name][at] += np.asarray(scored.entropy, float)[kept]
+            if scored.following is not None:
+                found = np.asarray(scored.following)[:, kept, : stop - start]
+                log_probs[role, name][:, at, start:stop] = found
             return scored
 
         scored = {name: score("target", name, model) for name, model in targets.items()}
-        for ids in {*readouts.values()} - {()}:
-            for target, p in scored.items():
-                reach[target, ids].append(np.asarray(_reached(p, mask, ids=ids), float)[:, kept])
+        for target, ids in reach:
+            each = _reached(scored[target], mask, ids=ids)
+            reach[target, ids][:, at] += np.asarray(each, float)[:, kept]
         for draft, model in drafts.items():
             q = score("draft", draft, model)
             for target, p in scored.items():
                 summed, each = _compare(p, q, mask, by_position=by_position)
-                sums[draft, target].append(np.asarray(summed, float)[:, kept])
+                sums[draft, target][:, at] += np.asarray(summed, float)[:, kept]
                 if each is not None:
-                    values[draft, target].append(np.asarray(each, float)[:, kept])
+                    found = np.asarray(each, float)[:, kept, : stop - start]
+                    values[draft, target][:, at, start:stop] = found
 
     for begin in range(0, n, rows):
         compare_chunk(begin)
     positions = counts.sum(axis=1)
 
-    def gather(role: str, name: str) -> ModelScores:
-        entropy, log_probs = zip(*scores[role, name])
-        joined = None if following is None else np.concatenate(log_probs, axis=1)
-        return ModelScores(np.concatenate(entropy), joined, positions)
-
-    def overlap_of(pair: tuple[str, str]) -> PairOverlap:
-        each = np.concatenate(values[pair], axis=1) if by_position else None
-        of_ids = reach.get((pair[1], readouts[pair[0]]))
-        return PairOverlap(
-            np.concatenate(sums[pair], axis=-1),
-            positions,
-            each,
-            None if of_ids is None else np.concatenate(of_ids, axis=-1),
-        )
+    def scores_of(role: str, names: Mapping[str, Model]) -> dict[str, ModelScores]:
+        return {
+            name: ModelScores(entropies[role, name], log_probs.get((role, name)), positions)
+            for name in names
+        }
 
     return Overlaps(
-        {pair: overlap_of(pair) for pair in sums},
-        {name: gather("draft", name) for name in drafts},
-        {name: gather("target", name) for name in targets},
+        {
+            pair: PairOverlap(
+                sums[pair], positions, values.get(pair), reach.get((pair[1], readouts[pair[0]]))
+            )
+            for pair in pairs
+        },
+        scores_of("draft", drafts),
+        scores_of("target", targets),
     )

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from sdsl_jax.data.prompts import Prompts, bytes_after_first
 from sdsl_jax.data.tokenizer import Tokenizer
@@ -49,6 +49,7 @@ from sdsl_jax.measurement.replay import (
     expected_rounds,
     same_context_acceptance,
 )
+from sdsl_jax.models import ModelConfig
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.ranges import require_distinct, require_in
 from sdsl_jax.seeds import derive_seed
@@ -139,12 +140,15 @@ class TextScores(NamedTuple):
     Attributes:
       alpha: E Σ_v min(p_v, q_v) over the positions.
       positions: Tokens predicted in each prompt.
-      nats: Summed cross-entropy of each prompt at temperature 1, by role.
+      nats: Summed cross-entropy of each prompt at temperature 1, by role, over the tokens that the
+        model can give. Those that a truncated readout rules out would take infinitely many.
+      given: Number of these tokens in each prompt, by role.
     """
 
     alpha: Interval
     positions: Int[np.ndarray, " rows"]
     nats: dict[str, Float[np.ndarray, " rows"]]
+    given: dict[str, Int[np.ndarray, " rows"]]
 
 
 class PairMeasurement(NamedTuple):
@@ -363,34 +367,50 @@ def _score_text(
         following=prompts.tokens[:, lead + 1 :],
     )
     counts = np.arange(prompts.tokens.shape[1] - 1 - lead) < positions[:, None]
-    nats = {
-        role: -np.where(counts, scores.log_probs[1], 0.0).sum(axis=1)  # type: ignore[index]
-        for role, scores in (
-            ("target", scored.targets["target"]),
-            ("draft", scored.drafts["draft"]),
-        )
-    }
+    nats, given = {}, {}
+    for role, model, scores in (
+        ("target", target, scored.targets["target"]),
+        ("draft", draft, scored.drafts["draft"]),
+    ):
+        assert scores.log_probs is not None
+        counted = counts & _can_give(model.config, prompts.tokens[:, lead + 1 :])
+        nats[role] = -np.where(counted, scores.log_probs[1], 0.0).sum(axis=1)
+        given[role] = counted.sum(axis=1)
     pair = scored.pairs["draft", "target"]
-    return TextScores(pair.mean(settings.confidence), positions, nats)
+    return TextScores(pair.mean(settings.confidence), positions, nats, given)
+
+
+def _can_give(model: ModelConfig, tokens: Int[np.ndarray, "rows T"]) -> Bool[np.ndarray, "rows T"]:
+    """Which tokens have a logit of their own in a model."""
+    return np.isin(tokens, model.readout_ids) if model.readout_ids else tokens < model.vocab_size
 
 
 def loss_on_prompts(
-    nats: Float[np.ndarray, " rows"], prompts: Prompts, tokenizer: Tokenizer, confidence: float
+    nats: Float[np.ndarray, " rows"],
+    prompts: Prompts,
+    tokenizer: Tokenizer,
+    confidence: float,
+    given: Int[np.ndarray, " rows"] | None = None,
 ) -> tuple[Interval, Interval]:
-    """A model's loss on prompts, from each prompt's second token of text on: nats per token, and bits
-    per byte.
+    """A model's loss on prompts, from each prompt's second token of text on: nats per token that it can
+    give, and bits per byte; NaN where it cannot give every token.
 
     Args:
       nats: Summed cross-entropy of each prompt.
       prompts: The prompts.
       tokenizer: Their tokenizer.
       confidence: Confidence of the intervals.
+      given: Tokens of each prompt that `nats` counts; all of them if None.
     """
     positions = np.maximum(prompts.lengths - 1 - prompts.lead, 0)
+    given = positions if given is None else given
     size = bytes_after_first(prompts, tokenizer)
+    whole = given.sum() == positions.sum()
     return (
-        ratio_interval(nats, positions, confidence),
-        ratio_interval(nats / math.log(2), size, confidence),
+        ratio_interval(nats, given, confidence),
+        ratio_interval(nats / math.log(2), size, confidence)
+        if whole
+        else Interval(math.nan, math.nan, math.nan),
     )
 
 
@@ -532,6 +552,7 @@ def _expected_of_hybrid(
         samples.tokens,
         samples.prompt_lengths,
         max(settings.lookaheads),
+        draft.fallback_lookahead,
     )
     return fallback._replace(acceptance=mixed).expected(settings)
 

@@ -32,20 +32,22 @@ class OnPrompts:
     """A model's loss on the prompts, from each prompt's second token of text on.
 
     Attributes:
-      loss_nats: cross-entropy, nats per token at temperature 1
+      loss_nats: cross-entropy, nats per token at temperature 1, over the tokens that the model can give
       perplexity: exp of the loss
-      bits_per_byte: loss per byte of text, bits
+      bits_per_byte: loss per byte of text, bits; null where the model cannot give every token
+      given: share of the tokens that the model can give; 1 but for a truncated readout
     """
 
     loss_nats: Interval
     perplexity: Interval
     bits_per_byte: Interval
+    given: float
 
     @classmethod
-    def of(cls, nats: Interval, bits: Interval) -> OnPrompts:
+    def of(cls, nats: Interval, bits: Interval, given: float) -> OnPrompts:
         """The loss in nats per token and in bits per byte."""
         perplexity = Interval(*map(math.exp, nats))
-        return document(cls, loss_nats=nats, perplexity=perplexity, bits_per_byte=bits)
+        return document(cls, loss_nats=nats, perplexity=perplexity, bits_per_byte=bits, given=given)
 
 
 @dataclass(frozen=True)

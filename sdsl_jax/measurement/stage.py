@@ -247,9 +247,10 @@ def _exact(
     ]
     expected = []
     own = _Domain(domain(config), dataset.text("test"), (m.temperature,))
-    for target in models.targets:
+    for name, target in models.targets.items():
+        samples = _own_samples(config, own.text, target, m.temperature, config.seed)
         more, rounds = _on_samples(
-            config, own, m.temperature, models, target, config.seed, advance, by_id=by_id
+            config, own, m.temperature, models, name, samples, advance, by_id=by_id
         )
         rows += more
         expected += rounds
@@ -292,40 +293,53 @@ def _exact_heads(
 ) -> tuple[list[AcceptanceRecord], list[ExpectedRecord]]:
     """α of every head with its target, on text and on the target's own samples: of its first draft,
     and of each later one; with the expected rounds."""
-    m, text = config.measure, dataset.text("test")
+    m = config.measure
+    own = _Domain(domain(config), dataset.text("test"), (m.temperature,))
     samples = {
-        target_id: _own_samples(config, text, models.targets[target_id], m.temperature, config.seed)
+        target_id: _own_samples(
+            config, own.text, models.targets[target_id], m.temperature, config.seed
+        )
         for target_id in {target_id for _, target_id in models.heads.values()}
     }
     acceptance, expected = [], []
     for name, (head, target_id) in models.heads.items():
-        rows, tokens = _rows(config, (name, target_id)), samples[target_id]
-        drafts = min(m.expected_lookahead, head.config.parallel or m.expected_lookahead)
-        compare = functools.partial(
-            head_overlap,
-            head,
-            models.targets[target_id],
-            sampling=Sampling(m.temperature),
-        )
-        on_text = compare(text.windows(m.text_windows)[:, :-1], first=0, drafts=1)
-        own = compare(
-            tokens[:, :-1],
-            first=m.prompt_tokens - 1,
-            drafts=drafts,
-            following=tokens[:, m.prompt_tokens :],
-        )
-        acceptance += [
-            rows.overlap("teacher_forced_text", on_text.drafts[0]),
-            rows.overlap("teacher_forced_samples", own.drafts[0]),
-            *(
-                rows.overlap("by_draft_samples", o, lookahead=k)
-                for k, o in enumerate(own.drafts, 1)
-            ),
-        ]
-        assert own.drawn is not None
+        more, drawn = _of_head(config, own, m.temperature, models, name, samples[target_id])
+        acceptance += more
         cost = round_cost(by_id[name], by_id[target_id], head, config.data.sequence_length / 2)
-        expected += _expected(config, rows, own.drawn, drafts, cost)
+        rows = _rows(config, (name, target_id))
+        expected += _expected(config, rows, drawn, drawn.shape[-1], cost)
     return acceptance, expected
+
+
+def _of_head(
+    config: StudyConfig,
+    where: _Domain,
+    temperature: float,
+    models: StudyModels,
+    name: str,
+    samples: np.ndarray,
+) -> tuple[list[AcceptanceRecord], np.ndarray]:
+    """α of a head on a domain's text and on its target's continuations of it: of its first draft, and
+    of each later one; with min(1, q(y)/p(y)) of the continuations, [prompts, tokens, drafts]."""
+    m, (head, target_id) = config.measure, models.heads[name]
+    rows = _rows(config, (name, target_id), temperature, where.name)
+    drafts = min(m.expected_lookahead, head.config.parallel or m.expected_lookahead)
+    compare = functools.partial(
+        head_overlap, head, models.targets[target_id], sampling=Sampling(temperature)
+    )
+    on_text = compare(where.text.windows(m.text_windows)[:, :-1], first=0, drafts=1)
+    own = compare(
+        samples[:, :-1],
+        first=m.prompt_tokens - 1,
+        drafts=drafts,
+        following=samples[:, m.prompt_tokens :],
+    )
+    assert own.drawn is not None
+    return [
+        rows.overlap("teacher_forced_text", on_text.drafts[0]),
+        rows.overlap("teacher_forced_samples", own.drafts[0]),
+        *(rows.overlap("by_draft_samples", o, lookahead=k) for k, o in enumerate(own.drafts, 1)),
+    ], own.drawn
 
 
 def _on_samples(
@@ -334,17 +348,14 @@ def _on_samples(
     temperature: float,
     models: StudyModels,
     target_id: str,
-    seed: int,
+    tokens: np.ndarray,
     advance: Callable[[int], None],
     *,
     by_id: dict[str, ModelRecord] | None = None,
-    sampled: Callable[[], None] = lambda: None,
 ) -> tuple[list[AcceptanceRecord], list[ExpectedRecord]]:
     """α of all drafts on a target's own continuations of a domain, and the expected rounds if records
     say what a round costs."""
     m, target = config.measure, models.targets[target_id]
-    tokens = _own_samples(config, where.text, target, temperature, seed)
-    sampled()
     scored = pairwise_overlap(
         models.drafts,
         {target_id: target},
@@ -453,7 +464,8 @@ def measure_conditions(
     study: Path,
     progress: Progress,
 ) -> Conditions:
-    """Measures the exact acceptance of every pair under every condition.
+    """Measures the exact acceptance of every pair under every condition: of drafts of all kinds, and of a
+    head with its own target.
 
     Nothing is decoded by a pair. One pass of each model over a text serves every temperature and the
     losses as well. The targets' own samples are drawn and scored at the temperature that they stand
@@ -476,30 +488,31 @@ def measure_conditions(
     own = load_models(records, study)
     other_records, others = load_other_drafts(config, dataset, study)
     drafts, targets, _ = by_role(own, records)
-    models = StudyModels(drafts | others, targets, {}).aligned
+    heads = load_heads(records, study, own)
+    models = StudyModels(drafts | others, targets, heads).aligned
     progress.start("conditions", sum(_units(config, each, models) for each in domains))
     rows: list[AcceptanceRecord] = []
     losses: list[LossRecord] = []
     for each in domains:
         advance = lambda n, name=each.name: progress.advance(n, name)  # noqa: E731
-        more, lost = _on_text(config, each, models, advance)
-        rows += more
-        losses += lost
+        if models.drafts:
+            more, lost = _on_text(config, each, models, advance)
+            rows += more
+            losses += lost
         for temperature in each.temperatures:
             # The study's own samples are those of the measure stage; others share no randomness.
             same = each.name == domain(config) and temperature == config.measure.temperature
-            for target in targets:
-                belongs_to = ("conditions", config.seed, each.name, target, temperature)
-                rows += _on_samples(
-                    config,
-                    each,
-                    temperature,
-                    models,
-                    target,
-                    config.seed if same else derive_seed(*belongs_to),
-                    advance,
-                    sampled=lambda advance=advance: advance(_RUN_UNITS),  # type: ignore[misc]
-                )[0]
+            for name, target in models.targets.items():
+                belongs_to = ("conditions", config.seed, each.name, name, temperature)
+                seed = config.seed if same else derive_seed(*belongs_to)
+                samples = _own_samples(config, each.text, target, temperature, seed)
+                advance(_RUN_UNITS)
+                at = (config, each, temperature, models)
+                if models.drafts:
+                    rows += _on_samples(*at, name, samples, advance)[0]
+                for head in (head for head, (_, of) in models.heads.items() if of == name):
+                    rows += _of_head(*at, head, samples)[0]
+                    advance(_RUN_UNITS)
     progress.finish()
     return Conditions(rows, other_records, losses)
 
@@ -528,8 +541,10 @@ def _domains(config: StudyConfig, dataset: Dataset, progress: Progress) -> list[
 def _units(config: StudyConfig, where: _Domain, models: StudyModels) -> int:
     drafts, targets = len(models.drafts), len(models.targets)
     windows = min(config.measure.text_windows, where.text.window_count)
-    each = _RUN_UNITS + -(-config.measure.prompts // 32) * (drafts + 1)
-    return -(-windows // 32) * (drafts + targets) + len(where.temperatures) * targets * each
+    on_samples = -(-config.measure.prompts // 32) * (drafts + 1) if drafts else 0
+    each = targets * (_RUN_UNITS + on_samples) + len(models.heads) * _RUN_UNITS
+    on_text = -(-windows // 32) * (drafts + targets) if drafts else 0
+    return on_text + len(where.temperatures) * each
 
 
 def _on_text(

@@ -194,8 +194,8 @@ def table_body(target: ModelConfig, blocks: int, readout_ids: tuple[int, ...] = 
       readout_ids: Ids that the head proposes; all if empty.
 
     Raises:
-      SdslError: The target's norms follow its blocks, its embedding has a width of its own, or its
-        readout is an early exit's or truncated.
+      SdslError: The target's norms follow its blocks, its embedding has a width of its own, its
+        readout is an early exit's or truncated, or it has no norm before it.
     """
     require(
         target.norm_position == "pre" and not target.embedding_width,
@@ -204,6 +204,11 @@ def table_body(target: ModelConfig, blocks: int, readout_ids: tuple[int, ...] = 
     require(
         not (target.early_exit or target.readout_ids),
         "a head on the target's tables needs a target with the readout of all its ids.",
+    )
+    # It predicts the direction of what leaves the last block, and only a norm makes that enough.
+    require(
+        target.final_norm,
+        "a head on the target's tables needs a target with a norm before its readout.",
     )
     return dataclasses.replace(
         target, layers=blocks, readout_ids=readout_ids, truncated=bool(readout_ids), logit_size=0

@@ -230,7 +230,7 @@ def _conditions(study: Study) -> None:
     if study.config.conditions.is_empty:
         study.write_tables(Conditions([], [], []))
         return
-    models = study.records.models
+    models = study.records.trained
     study.write_tables(
         measure_conditions(study.config, study.dataset, models, study.folder, study.progress)
     )

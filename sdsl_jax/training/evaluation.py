@@ -134,18 +134,23 @@ def given_record(
     require_same_text(opened, dataset, f"the target {path}")
     windows = config.training.evaluation_windows
     same = (opened.record.params_digest, dataset.digest, windows)
+    now: dict[str, Any] = {
+        "model_id": opened.record.model_id,
+        "role": "target",
+        "checkpoint": os.path.relpath(path, study),
+    }
     for record in earlier:
         if (record.params_digest, record.data_digest, record.evaluation_windows) == same:
-            return record
+            # The losses are the model's; where it lies and what it is called may have changed since.
+            return dataclasses.replace(record, **now)
     progress.note(f"{opened.record.model_id}: its losses on the study's text are measured")
     params = load_model(path).params
     losses_of = functools.partial(window_losses, params, model=opened.config)
     return dataclasses.replace(
         opened.record,
-        role="target",
         data_digest=dataset.digest,
         device=device_name(),
-        checkpoint=os.path.relpath(path, study),
+        **now,
         **_loss_columns(losses_of, opened.config, dataset, windows),
     )
 

@@ -164,7 +164,13 @@ def shape(
       SdslError: The family cannot build it, or it cannot be cut out of the teacher.
     """
     if rung.kind == "table-head":
-        return table_head_of_size(_last_tapped(config), rung.params, readout_ids).body
+        teacher = _last_tapped(config)
+        require(
+            teacher.ids == vocab_size or config.distil.kept(vocab_size) or rung.objective == "ce",
+            f"distil.teacher has a table of {teacher.ids:,} rows and the study's tokenizer {vocab_size:,} entries, all of whose "
+            "probabilities would be kept for a head that gives more; set distil.top below the number of entries.",
+        )
+        return table_head_of_size(teacher, rung.params, readout_ids).body
     if rung.kind in (*EXIT_KINDS, "pruned"):
         teacher = teacher_architecture(config.distil)
         require(

@@ -8,10 +8,11 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from sdsl_jax.config import DataConfig, DomainConfig
-from sdsl_jax.data import load_dataset
-from sdsl_jax.data.articles import article_split
-from sdsl_jax.data.corpus import held_out_name, read_pieces, write_text
+from sdsl_jax.config import ConditionsConfig, DataConfig, DomainConfig, StudyConfig
+from sdsl_jax.config.sections import LadderConfig
+from sdsl_jax.data import domains, load_dataset
+from sdsl_jax.data.articles import article_name, article_split
+from sdsl_jax.data.corpus import held_out_name, held_out_rows, read_pieces, write_text
 from sdsl_jax.data.domains import load_domain
 from sdsl_jax.data.prompts import load_prompts
 from sdsl_jax.data.tokenizer import ByteTokenizer
@@ -98,8 +99,77 @@ def test_domains_and_prompts_of_held_out_articles(config, tmp_path):
     assert len(texts) == 5
     assert {*texts} <= {*held_out}
     assert held_out_name(config) == f"30% of the articles of {config.source}"
-    with pytest.raises(SdslError, match=r"not trained on text that data\.article cuts"):
-        load_prompts(f"heldout:{config.source}", ByteTokenizer(), count=5, max_tokens=60, data=None)
+    for field, data, message in (
+        ("", None, r"not trained on text that data\.article cuts"),
+        ("text", config, r"read by data\.text_column; leave out the field 'text'"),
+    ):
+        with pytest.raises(SdslError, match=message):
+            load_prompts(
+                f"heldout:{config.source}",
+                ByteTokenizer(),
+                count=5,
+                max_tokens=60,
+                data=data,
+                field=field,
+            )
+
+
+def test_rows_are_judged_as_the_corpus_reads_them(config, tmp_path):
+    """By its own columns, and without the name of an article only where they are its documents."""
+    held, trained = (
+        next(row for row in ROWS if row[0] == "T" and (article_split(config, row) == "test") == out)
+        for out in (True, False)
+    )
+    nameless = [f"A text {i} without a title." for i in range(60)]
+    other = tmp_path / "other.jsonl"
+    rows = [{"prompt": held, "text": trained}, *({"text": row} for row in [*nameless, held])]
+    other.write_text("\n".join(map(json.dumps, rows)))
+    assert [*held_out_rows([other], config)] == [held]
+    own = [*held_out_rows([tmp_path / "a.jsonl"], config)]
+    assert {*own} & {*nameless}
+    (tmp_path / "plain.txt").write_text(held)
+    (tmp_path / "trained.jsonl").write_text(json.dumps({"text": trained}))
+    for name, message in (
+        ("plain.txt", "has no rows"),
+        ("trained.jsonl", "no row of .* is known to be"),
+    ):
+        with pytest.raises(SdslError, match=message):
+            load_prompts(
+                f"heldout:{tmp_path / name}", ByteTokenizer(), count=1, max_tokens=9, data=config
+            )
+
+
+def test_a_domain_reads_held_out_rows_by_the_corpus_own_columns(config, tmp_path, monkeypatch):
+    """And samples what is held out: files may hold far more, in other rows and other columns."""
+    path = tmp_path / "wide.jsonl"
+    rows = [{"text": row, "more": "x" * 2000, "body": "Title"} for row in ROWS]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    domain, dataset = DomainConfig("one kind", str(path), held_out=True), load_dataset(config)
+    held = [*held_out_rows([path], config)]
+    size = sum(map(len, held))
+    for room, every in ((size, 1), (size // 2, 3), (size // 2 + 1, 2)):
+        monkeypatch.setattr(domains, "MOST_BYTES", room)
+        text = load_domain(domain, dataset, 4, data=config)
+        assert bytes(text.ids.tolist()).decode().split("\0") == held[::every]
+    wrong = dataclasses.replace(domain, text_column="body")
+    with pytest.raises(SdslError, match=r"read by data\.text_column \('text'\), so leave it out"):
+        StudyConfig(
+            "s",
+            LadderConfig((1,), (2,), (3,), (4,)),
+            data=config,
+            conditions=ConditionsConfig((), (wrong,)),
+        )
+    with pytest.raises(SdslError, match="which the validation split is not"):
+        DomainConfig("same text", "validation", held_out=True)
+
+
+def test_an_empty_group_names_no_article(config):
+    """Else all documents that begin with the separator would be one article."""
+    either = dataclasses.replace(config, article="^(.*?) -- ")
+    texts = [f"{blank} -- text {i}" for i in range(60) for blank in ("", "  ")]
+    assert {article_split(either, text) for text in texts} == {"train", "validation", "test"}
+    assert article_name(either, " -- text") is None
+    assert article_name(dataclasses.replace(config, article="^(x?)(.)"), "ab") == "a"
 
 
 @pytest.mark.parametrize(

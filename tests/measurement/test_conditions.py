@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from conftest import tiny
 
+from sdsl_jax.checkpoints.loading import load_recorded
 from sdsl_jax.config import ConditionsConfig, DomainConfig, load_study, to_toml
 from sdsl_jax.data import load_dataset
+from sdsl_jax.decoding import Head
 from sdsl_jax.errors import SdslError
-from sdsl_jax.measurement import check_conditions, measure_conditions, measure_study
+from sdsl_jax.measurement import check_conditions, measure_conditions, measure_study, stage
+from sdsl_jax.models.feature_head import HeadConfig, graft
 from sdsl_jax.progress import Silent
 from sdsl_jax.records import read_table
 from sdsl_jax.study import Study, run_study
@@ -104,6 +107,36 @@ def test_the_study_s_own_condition_repeats_its_acceptance(measured, measured_stu
             assert same.alpha == pytest.approx(row.alpha, rel=1e-5)
             assert same.alpha_low == pytest.approx(row.alpha_low, rel=1e-4)
             assert (same.tokens, same.clusters) == (row.tokens, row.clusters)
+
+
+@pytest.mark.slow
+def test_a_head_is_measured_in_every_domain(measured, measured_study, dataset, monkeypatch):
+    """One that reads nothing is the plain draft: its first draft has that draft's α. Another program
+    scores it, so float32 sums may differ in the last digits."""
+    _, _, records = measured
+    draft = next(r for r in records if r.role == "draft")
+    target = next(r for r in records if r.role == "target")
+    body = load_recorded(draft, measured_study).model
+    config = HeadConfig(body.config, target.width, (1,))
+    head = Head(config, graft(config, body.params))
+    monkeypatch.setattr(stage, "load_heads", lambda *arguments: {"head": (head, target.model_id)})
+    study = with_conditions(temperatures=(0.6,), domains=(DomainConfig("early", "validation"),))
+    progress = Counted()
+    found = measure_conditions(study, dataset, [draft, target], measured_study, progress)
+    rows = {
+        (r.draft_id, r.estimator, r.domain, r.temperature): r
+        for r in found.conditions
+        if r.estimator != "by_draft_samples"
+    }
+    assert len(rows) == 2 * 2 * 3
+    for (name, *condition), row in rows.items():
+        if name == "head":
+            same = rows[draft.model_id, *condition]
+            assert row.alpha == pytest.approx(same.alpha, rel=1e-4)
+            assert (row.tokens, row.clusters) == (same.tokens, same.clusters)
+    later = {(r.domain, r.temperature, r.lookahead) for r in found.conditions if r.lookahead}
+    assert len(later) == 3 * study.measure.expected_lookahead
+    assert progress.done == progress.total
 
 
 @pytest.mark.slow

@@ -185,6 +185,10 @@ def test_costs_name_the_best_lookahead(pair, monkeypatch):
     assert costs.best_lookahead({1: 1.7, 3: 2.9}) == 3
     assert costs.best_lookahead({1: 1.7, 3: 1.9}) == 1
     assert StepCosts(0.01, None, {1: 1.5, 3: 3.0}).best_lookahead({1: 1.5, 3: 2.0}) == 1
+    # A fallback with a lookahead of its own takes no more steps than that.
+    few = costs._replace(most_steps=2)
+    assert few.round_cost(3, 0.5) == pytest.approx(0.5 * 2 * 0.1 + 1.2)
+    assert few.round_cost(1, 0.5) == costs.round_cost(1, 0.5)
     monkeypatch.setattr(measured_pair, "time_costs", lambda *arguments: costs)
     monkeypatch.setattr(measured_pair, "time_generation", lambda *arguments, **given: [])
     timed = measured_pair.measure_and_record(

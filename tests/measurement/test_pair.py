@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from sdsl_jax.data.prompts import Prompts
+from sdsl_jax.data.tokenizer import ByteTokenizer
 from sdsl_jax.decoding import (
     HybridDraft,
     Model,
@@ -251,6 +252,28 @@ def test_losses_on_the_prompts_are_those_of_a_plain_pass(pair, measured):
         nats = measured.text.nats[role].sum()
         assert nats / counts.sum() == pytest.approx(-chosen[counts].mean(), rel=1e-5)
     assert measured.text.positions.sum() == counts.sum()
+
+
+def test_a_truncated_draft_has_the_loss_of_the_tokens_that_it_can_give(pair, measured):
+    """As in training. It has no bits per byte: the other tokens would take infinitely many."""
+    draft, target = pair
+    ids = tuple(range(0, V, 2))
+    some = Model(dataclasses.replace(draft.config, readout_ids=ids), draft.params)
+    prompts, settings = ragged(400), PairSettings(**SETTINGS)
+    found = module._score_text(some, target, prompts, settings)
+    np.testing.assert_array_equal(found.nats["target"], measured.text.nats["target"])
+    np.testing.assert_array_equal(found.given["target"], found.positions)
+    logits = forward(draft.config, draft.params, prompts.tokens)[0][:, :-1, ::2]
+    following = prompts.tokens[:, 1:]
+    log_probs = np.asarray(jax.nn.log_softmax(logits))
+    chosen = np.take_along_axis(log_probs, (following // 2)[..., None], -1)[..., 0]
+    counts = (np.arange(5) < prompts.lengths[:, None] - 1) & (following % 2 == 0)
+    loss, bits = module.loss_on_prompts(
+        found.nats["draft"], prompts, ByteTokenizer(), 0.9, found.given["draft"]
+    )
+    assert loss.estimate == pytest.approx(-chosen[counts].mean(), rel=1e-5)
+    assert np.isfinite(loss).all()
+    assert np.isnan(bits).all()
 
 
 def test_what_is_no_number_is_refused_and_never_an_acceptance(pair):

@@ -3,6 +3,7 @@ it makes of the same weights in a published folder."""
 
 import dataclasses
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -70,6 +71,10 @@ def test_the_record_of_a_published_target(own, published, tmp_path):
         assert getattr(record, name) == pytest.approx(getattr(own.record, name), rel=1e-6)
     assert sum("its losses on the study's text are measured" in note for note in notes.notes) == 1
     assert given_record(config, dataset, published, tmp_path, [record], notes) == record
+    # The same weights elsewhere keep their losses, and are named from where they lie now.
+    shutil.copytree(published, tmp_path / "moved")
+    moved = given_record(config, dataset, tmp_path / "moved", tmp_path, [record], notes)
+    assert moved == dataclasses.replace(record, model_id="moved", checkpoint="moved")
     assert len(notes.notes) == 1
     # A model of ours keeps the record that it has.
     plain = tiny(), load_dataset(tiny().data)

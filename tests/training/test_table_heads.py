@@ -16,10 +16,10 @@ from sdsl_jax.errors import SdslError
 from sdsl_jax.measurement.heads import head_overlap
 from sdsl_jax.measurement.measured_pair import measure_pair
 from sdsl_jax.models import count, outputs
-from sdsl_jax.models.feature_head import normalised_features, start_fusion
+from sdsl_jax.models.feature_head import normalised_features, start_fusion, table_body
 from sdsl_jax.progress import Silent
 from sdsl_jax.records import read_table
-from sdsl_jax.training import plan_rungs, train_rungs
+from sdsl_jax.training import plan_rungs, rungs, train_rungs
 from sdsl_jax.training.closed_form import NormalEquations, linear_start
 from sdsl_jax.training.ladder import check_ladder
 
@@ -122,6 +122,22 @@ def test_sizes_and_settings_of_heads_on_tables(dataset, tmp_path):
     with pytest.raises(SdslError, match=r"without blocks it has 28,920, and each block adds \d"):
         plan_rungs(dataclasses.replace(config, ladder=odd), dataset, tmp_path)
     check_ladder(config)
+
+
+def test_a_target_that_a_head_cannot_be_on(dataset, tmp_path, monkeypatch):
+    """One without a norm before its readout; and one with more rows than tokens, where all
+    probabilities are compared."""
+    target = load_model_folder(SHIPPED).config
+    with pytest.raises(SdslError, match="needs a target with a norm before its readout"):
+        table_body(dataclasses.replace(target, final_norm=False), 0)
+    padded = dataclasses.replace(target, vocab_size=300)
+    monkeypatch.setattr(rungs, "teacher_architecture", lambda distil: padded)
+    config = config_of(load_model_folder(SHIPPED), tmp_path)
+    with pytest.raises(SdslError, match=r"table of 300 rows .* 256 entries, .* set distil\.top"):
+        plan_rungs(config, dataset, tmp_path)
+    some = dataclasses.replace(config, distil=dataclasses.replace(config.distil, top=64))
+    plan = next(p for p in plan_rungs(some, dataset, tmp_path) if p.rung.role == "draft")
+    assert plan.model.ids == 300
 
 
 @pytest.fixture(scope="module", params=[0, 1])
