@@ -274,7 +274,9 @@ def forecast(config: StudyConfig, seen: list[ModelRecord], fits: Fits) -> Predic
 
     draft_points, target_points = points(0), points(1)
     members = {
-        f"{role}_params": Variable(points.params, points.params, _labels([p[i] for p in pairs]))
+        f"{role}_params": Variable(
+            np.asarray(points.params), np.asarray(points.params), _labels([p[i] for p in pairs])
+        )
         for i, (role, points) in enumerate((("draft", draft_points), ("target", target_points)))
     }
     bent, alphas = {}, {}

@@ -297,8 +297,8 @@ def pairwise_overlap(
     rows, size = chunk_shape(memory_bytes, len(targets), len(samplings), total, width, *vocab_sizes)
     rows = min(rows, n)
     checked = tuple(sampling.check() for sampling in samplings)
-    models = [("target", *each) for each in targets.items()]
-    models += [("draft", *each) for each in drafts.items()]
+    every = [("target", *each) for each in targets.items()]
+    every += [("draft", *each) for each in drafts.items()]
     by_pair, by_model = (len(samplings), n), (len(samplings), n, total)
     pairs = [(draft, target) for draft in drafts for target in targets]
     sums = {pair: np.zeros(by_pair) for pair in pairs}
@@ -307,9 +307,9 @@ def pairwise_overlap(
     readouts = {name: model.config.readout_ids for name, model in drafts.items()}
     some_ids = {*readouts.values()} - {()}
     reach = {(target, ids): np.zeros(by_pair) for target in targets for ids in some_ids}
-    entropies = {each[:2]: np.zeros(n) for each in models}
+    entropies = {each[:2]: np.zeros(n) for each in every}
     log_probs = {
-        each[:2]: np.zeros(by_model, np.float32) for each in models if following is not None
+        each[:2]: np.zeros(by_model, np.float32) for each in every if following is not None
     }
 
     def compare_chunk(begin: int) -> None:
@@ -322,7 +322,7 @@ def pairwise_overlap(
         # In groups of positions, the blocks run once and the table of tokens for each group.
         streams = {
             each[:2]: _stream(each[2].params, tokens, model=each[2].config)
-            for each in models
+            for each in every
             if size < total
         }
         advance(len(streams))
