@@ -275,15 +275,15 @@ def pairwise_overlap(
     rows, size = chunk_shape(memory_bytes, len(targets), len(samplings), total, width, *vocab_sizes)
     rows = min(rows, n)
     checked = tuple(sampling.check() for sampling in samplings)
-    models = [("target", *each) for each in targets.items()]
-    models += [("draft", *each) for each in drafts.items()]
+    every = [("target", *each) for each in targets.items()]
+    every += [("draft", *each) for each in drafts.items()]
     by_pair, by_model = (len(samplings), n), (len(samplings), n, total)
     pairs = [(draft, target) for draft in drafts for target in targets]
     sums = {pair: np.zeros(by_pair) for pair in pairs}
     values = {pair: np.zeros(by_model) for pair in pairs if by_position}
-    entropies = {each[:2]: np.zeros(n) for each in models}
+    entropies = {each[:2]: np.zeros(n) for each in every}
     log_probs = {
-        each[:2]: np.zeros(by_model, np.float32) for each in models if following is not None
+        each[:2]: np.zeros(by_model, np.float32) for each in every if following is not None
     }
 
     def compare_chunk(begin: int) -> None:
@@ -296,7 +296,7 @@ def pairwise_overlap(
         # In groups of positions, the blocks run once and the table of tokens for each group.
         streams = {
             each[:2]: _stream(each[2].params, tokens, model=each[2].config)
-            for each in models
+            for each in every
             if size < total
         }
         advance(len(streams))
