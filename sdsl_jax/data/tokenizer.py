@@ -223,8 +223,8 @@ class LibraryTokenizer:
         return {number: token for token, number in vocabulary.items()}
 
     def save(self, path: Path) -> None:
-        """Writes the tokenizer's JSON."""
-        self._tokenizer.save(str(path))
+        """Writes the tokenizer's JSON, without the blanks that would double its size."""
+        self._tokenizer.save(str(path), pretty=False)
 
     def text(self) -> str:
         """The tokenizer's JSON."""
