@@ -135,7 +135,8 @@ def race_study(
         for ngram in r.ngram_first
         for lookahead in r.lookaheads
     ]
-    progress.start("race", len(r.temperatures) * (len(rivals) + 6))
+    # Every decoder is compiled and run, in the race of all and in that of the winner.
+    progress.start("race", 2 * len(r.temperatures) * (len(rivals) + 3))
     rows: list[RaceRecord] = []
 
     def run(part: str, decoders: list[Decoder], temperature: float) -> list[Decoder]:

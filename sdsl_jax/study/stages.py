@@ -122,6 +122,7 @@ def versions() -> dict[str, str]:
 
 
 def _train(study: Study) -> None:
+    from sdsl_jax.measurement.race import racing
     from sdsl_jax.study.companions import companion_count, companions
     from sdsl_jax.training import train_ladder
     from sdsl_jax.training.ladder import check_given
@@ -143,6 +144,7 @@ def _train(study: Study) -> None:
         f"two models of the study are named {', '.join(twice)}: one of its own and one that was given; give the study other "
         "sizes, tokens or seeds.",
     )
+    racing(study.config, models)  # a pattern that names no draft is an error before anything is measured
     study.dataset.tokenizer.save(study.folder / "tokenizer.json")
     write_table(study.records_folder, "models", models)
 
