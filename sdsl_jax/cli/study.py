@@ -28,7 +28,7 @@ def study(
     force: Flag = False,
     overrides: Overrides = (),
 ) -> None:
-    """Run a study: train, measure, conditions, fit, codesign, calibrate, clock, evidence, figures,
+    """Run a study: train, measure, conditions, fit, codesign, calibrate, clock, race, evidence, figures,
     report.
 
     Any setting of the TOML can be overridden on the command line by its dotted name, for example
@@ -38,7 +38,7 @@ def study(
         file: The study's TOML.
         out: Folder for the results; runs/<name> if left out.
         only: Run this stage alone, on the inputs that exist: train, measure, conditions, fit,
-            codesign, calibrate, clock, evidence, figures or report.
+            codesign, calibrate, clock, race, evidence, figures or report.
         force: Run stages even if nothing that they depend on has changed.
     """
     from sdsl_jax.config import load_study
@@ -58,13 +58,17 @@ def study(
     with closing(Terminal(console)) as progress:
         records = run_study(config, folder, only=only, force=force, progress=progress)
     if only is None:
-        _print_optima(console, records.optima)
+        if records.has_fits:
+            _print_optima(console, records.optima)
         say(console, f"report: {folder / 'report.html'}")
         evidence = records.document("evidence", Evidence)
         if evidence and evidence.holdout:
             _print_holdout(console, evidence.holdout)
         if evidence and evidence.clock:
             _print_clock(console, evidence.clock)
+        if evidence and evidence.race:
+            for result in evidence.race.results:
+                say(console, f"race, {result}")
         for note in records.timing_notes:
             say(console, note)
 

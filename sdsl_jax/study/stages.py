@@ -144,7 +144,9 @@ def _train(study: Study) -> None:
         f"two models of the study are named {', '.join(twice)}: one of its own and one that was given; give the study other "
         "sizes, tokens or seeds.",
     )
-    racing(study.config, models)  # a pattern that names no draft is an error before anything is measured
+    racing(
+        study.config, models
+    )  # a pattern that names no draft is an error before anything is measured
     study.dataset.tokenizer.save(study.folder / "tokenizer.json")
     write_table(study.records_folder, "models", models)
 
