@@ -40,10 +40,10 @@ def test_offline_and_an_earlier_reading(sdsl):
 
 def test_records_of_a_study_are_compared_with(sdsl):
     records = Path(__file__).parents[2] / "paper_figures" / "records"
-    pair = ("--draft", "draft-14k-1.4M-s0", "--target", "target-100k-1.52M-s0")
+    pair = ("--draft", "draft-14k-12M-s0", "--target", "target-500k-12M-s0")
     status, out, _ = sdsl("check", FOLDER / "vllm_metrics.txt", "--records", records, *pair)
     assert status == 0
-    assert "of draft-14k-1.4M-s0 on the target's samples" in out
+    assert "of draft-14k-12M-s0 on the target's samples" in out
     status, _, err = sdsl("check", FOLDER / "vllm_metrics.txt", "--records", records)
     assert status == 2
     assert "choose one by --draft and --target" in err
