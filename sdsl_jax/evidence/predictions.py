@@ -274,8 +274,12 @@ def forecast(config: StudyConfig, seen: list[ModelRecord], fits: Fits) -> Predic
 
     draft_points, target_points = points(0), points(1)
     members = {
-        f"{role}_params": Variable(points.params, points.params, _labels([p[i] for p in pairs]))
-        for i, (role, points) in enumerate((("draft", draft_points), ("target", target_points)))
+        f"{role}_params": Variable(
+            (params := np.asarray([pair[i].params for pair in pairs], float)),
+            params,
+            _labels([pair[i] for pair in pairs]),
+        )
+        for i, role in enumerate(("draft", "target"))
     }
     bent, alphas = {}, {}
     for fit in fits.acceptance_laws:

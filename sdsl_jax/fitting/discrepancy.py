@@ -37,9 +37,10 @@ _MOST_MODELS = 200
 # A round takes up only so much of the likelihood that its draws are worth so many.
 _WORTH = 64
 # What is known of the logarithms of the variances beforehand: smooth errors are as large as the
-# residuals, errors of runs, models and rows smaller, all within a factor of e or so; errors vary over
-# a factor of 5 in their variable. Mean and standard deviation.
-_PRIOR_SMOOTH, _PRIOR_RUN, _PRIOR_MODEL = (0.0, 1.0), (-1.0, 1.0), (-1.0, 1.0)
+# residuals, errors of runs, models and rows smaller, all within a factor of e or so, those of runs
+# within a factor of 2: coefficients hide most of the errors of two runs, and errors of any size would
+# explain a bend. Errors vary over a factor of 5 in their variable. Mean and standard deviation.
+_PRIOR_SMOOTH, _PRIOR_RUN, _PRIOR_MODEL = (0.0, 1.0), (-1.0, 0.7), (-1.0, 1.0)
 _PRIOR_NOISE = (-0.5, 1.0)
 _PRIOR_LENGTH = (float(np.log(1.6)), 0.4)
 # Waves that make up one draw of a smooth error.
