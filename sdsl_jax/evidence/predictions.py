@@ -275,9 +275,11 @@ def forecast(config: StudyConfig, seen: list[ModelRecord], fits: Fits) -> Predic
     draft_points, target_points = points(0), points(1)
     members = {
         f"{role}_params": Variable(
-            np.asarray(points.params), np.asarray(points.params), _labels([p[i] for p in pairs])
+            (params := np.asarray([pair[i].params for pair in pairs], float)),
+            params,
+            _labels([pair[i] for pair in pairs]),
         )
-        for i, (role, points) in enumerate((("draft", draft_points), ("target", target_points)))
+        for i, role in enumerate(("draft", "target"))
     }
     bent, alphas = {}, {}
     for fit in fits.acceptance_laws:

@@ -31,15 +31,17 @@ from sdsl_jax.theory import LOSS_LAWS, ModelPoint, coefficients, point_and_draws
 
 # Rounds of importance sampling of the variances until they take up the whole likelihood, and after
 # that; draws in each round, and in the last.
-_MOST_ROUNDS, _FURTHER_ROUNDS, _PER_ROUND, _LAST_ROUND = 30, 1, 256, 1024
+_MOST_ROUNDS, _FURTHER_ROUNDS, _PER_ROUND, _LAST_ROUND = 20, 1, 256, 4096
 # More models than this take seconds: rows of one size then share their error instead.
 _MOST_MODELS = 200
 # A round takes up only so much of the likelihood that its draws are worth so many.
 _WORTH = 64
 # What is known of the logarithms of the variances beforehand: smooth errors are as large as the
-# residuals, errors of runs, models and rows smaller, all within a factor of e or so; errors vary over
-# a factor of 5 in their variable. Mean and standard deviation.
-_PRIOR_SMOOTH, _PRIOR_RUN, _PRIOR_MODEL = (0.0, 1.0), (-1.0, 1.0), (-1.0, 1.0)
+# residuals, errors of runs, models and rows smaller. All are known within a factor of e or so, those
+# of runs within half of that: coefficients hide most of the errors of a few runs, and errors of any
+# size would explain a bend. Errors vary over a factor of 5 in their variable. Mean and standard
+# deviation.
+_PRIOR_SMOOTH, _PRIOR_RUN, _PRIOR_MODEL = (0.0, 1.0), (-0.7, 0.5), (-1.0, 1.0)
 _PRIOR_NOISE = (-0.5, 1.0)
 _PRIOR_LENGTH = (float(np.log(1.6)), 0.4)
 # Waves that make up one draw of a smooth error.
@@ -77,7 +79,8 @@ class ErrorInVariable:
       absorbed: What an error of 1 at each level moves each coefficient by, [levels][coefficients].
       run: Draws of the standard deviation of the error that all rows of a run share; empty where the
         variable belongs to no run.
-      model: Draws of the standard deviation of the error that all rows of a model share, likewise.
+      model: Draws of the standard deviation of the error that all rows of a model share, likewise; the
+        same for all variables, since few models of targets cannot tell theirs from a slope.
     """
 
     smooth: list[float]
@@ -154,18 +157,15 @@ def fit_discrepancy(
     unit_size = max(root_mean_square(own), 1e-9)
     likelihood = _Likelihood(left, own / unit_size, list(variables.values()))
     sampled = _sample(likelihood, likelihood.priors, draws, random)
-    length, noise, *deviations = np.exp(sampled.logs.T)
+    length, *deviations = np.exp(sampled.logs.T)
+    noise, *deviations = (unit_size * x for x in deviations)
     found = {}
-    for name, of_variable in zip(
-        variables, likelihood.deviations([unit_size * x for x in deviations])
-    ):
+    for name, of_variable in zip(variables, likelihood.deviations(deviations)):
         values, rows = _labelled(variables[name].values, variables[name].runs)
         absorbed = [_short(column) for column in (inverse @ rows).T]
         smooth, run, model = (_short(x) for x in of_variable)
         found[name] = ErrorInVariable(smooth, values.tolist(), absorbed, run, model)
-    return Discrepancy(
-        unit, found, _short(length), _short(unit_size * noise), sampled.worth, sampled.power
-    )
+    return Discrepancy(unit, found, _short(length), _short(noise), sampled.worth, sampled.power)
 
 
 def scatter_alone(deviation: float, unit: str, draws: int) -> Discrepancy:
@@ -174,10 +174,10 @@ def scatter_alone(deviation: float, unit: str, draws: int) -> Discrepancy:
 
 
 class _Likelihood:
-    """The restricted log likelihood of residuals, as a function of log (length, noise, deviations).
+    """The restricted log likelihood of residuals, as a function of log (length, noise, model, …).
 
-    The deviations of a variable are those of its smooth error, of its runs and of its models, as far
-    as it has them.
+    The deviation of models is one for all variables; those of smooth errors and of runs follow,
+    variable by variable.
     """
 
     def __init__(
@@ -200,22 +200,22 @@ class _Likelihood:
     @property
     def priors(self) -> Float[np.ndarray, "H 2"]:
         """Mean and standard deviation of the logarithms beforehand."""
-        found = [_PRIOR_LENGTH, _PRIOR_NOISE]
+        found = [_PRIOR_LENGTH, _PRIOR_NOISE, _PRIOR_MODEL]
         for variable in self.variables:
-            found.append(_PRIOR_SMOOTH)
-            found += [_PRIOR_RUN] * (variable.runs is not None)
-            found += [_PRIOR_MODEL] * (variable.models is not None)
+            found += [_PRIOR_SMOOTH] + [_PRIOR_RUN] * (variable.runs is not None)
         return np.asarray(found)
 
     def deviations(self, values: Sequence[np.ndarray]) -> list[tuple[np.ndarray, ...]]:
         """Deviations of smooth error, runs and models of each variable; empty for what it lacks."""
-        rest = iter(values)
+        model, *others = values
+        rest, none = iter(others), np.zeros(0)
         return [
-            tuple(
-                next(rest) if there else np.zeros(0)
-                for there in (True, variable.runs is not None, variable.models is not None)
+            (
+                next(rest),
+                none if v.runs is None else next(rest),
+                none if v.models is None else model,
             )
-            for variable in self.variables
+            for v in self.variables
         ]
 
     def __call__(self, logs: Float[np.ndarray, "k H"]) -> Float[np.ndarray, " k"]:
@@ -292,21 +292,23 @@ def _sample(
         # Beyond six standard deviations of the prior nothing is worth computing.
         inside = np.clip(logs, mean - 6 * deviation, mean + 6 * deviation)
         fit = np.concatenate([likelihood(x) for x in np.split(inside, shape[0] // 128)])
-        power = 1.0
-        weights = _weights(prior + fit - proposal)
-        while power > 1e-4 and 1 / np.square(weights).sum() < _WORTH:
-            power *= 0.7
-            weights = _weights(prior + power * fit - proposal)
+        powers = 0.7 ** np.arange(26)
+        each = [_weights(prior + power * fit - proposal) for power in powers]
+        worth = np.asarray([1 / np.square(weights).sum() for weights in each])
+        chosen = int((worth >= _WORTH).argmax()) if worth.max() >= _WORTH else int(worth.argmax())
+        weights, power = each[chosen], float(powers[chosen])
         if last:
             break
         further = further + 1 if power == 1 else 0
         centre = weights @ logs
         spread = (logs - centre).T @ (weights[:, None] * (logs - centre))
-        root = np.linalg.cholesky(1.2 * spread + 1e-6 * np.diag(np.square(deviation)))
+        # Few draws know a spread badly: the last one stays in part.
+        sure = min(worth[chosen] / _WORTH, 1.0)
+        root = np.linalg.cholesky(1.2 * sure * spread + (1 - sure) * root @ root.T)
     # Systematic resampling, in random order so that draw i does not tell its weight.
     places = (np.arange(draws) + random.uniform()) / draws
-    chosen = np.searchsorted(np.cumsum(weights), places).clip(0, len(weights) - 1)
-    return _Sample(logs[random.permutation(chosen)], float(1 / np.square(weights).sum()), power)
+    rows = np.searchsorted(np.cumsum(weights), places).clip(0, len(weights) - 1)
+    return _Sample(logs[random.permutation(rows)], float(worth[chosen]), power)
 
 
 def _weights(log_weights: np.ndarray) -> np.ndarray:

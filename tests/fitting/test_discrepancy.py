@@ -75,7 +75,7 @@ def test_the_likelihood_is_that_of_the_residuals_outside_the_law():
     complement = np.linalg.svd(left)[0][:, left.shape[1] :]
     logs = random.normal(0, 0.5, (3, 5))
     expected = []
-    for length, noise, smooth, run, model in np.exp(logs):
+    for length, noise, model, smooth, run in np.exp(logs):
         distance = np.log(levels)[:, None] - np.log(levels)
         centred = np.eye(6) - 1 / 6
         kernel = centred @ (smooth**2 * np.exp(-np.square(distance / length) / 2)) @ centred
