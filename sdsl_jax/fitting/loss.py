@@ -105,11 +105,16 @@ def fit_loss_law(
       config: Settings of the fit.
       weights: Bootstrap weights of the rows.
       seed: Seed of the starts.
-      law: "chinchilla", "kaplan" or "nested".
+      law: "chinchilla", "kaplan" or "nested"; "best" for the one with the least error at left-out
+        sizes, Chinchilla's where there are too few sizes to leave one out.
 
     Raises:
       SdslError: The rows cannot determine the law.
     """
+    if law == "best":
+        able = [name for name, form in LOSS_FORMS.items() if len(table.params) > len(form.names())]
+        fits = [fit_loss_law(table, config, weights, seed, name) for name in able or ["chinchilla"]]
+        return min(fits, key=lambda fitted: fitted.record.left_out_rmse)
     form = LOSS_FORMS[law]
     count, sizes, budgets = len(table.params), len(set(table.params)), len(set(table.tokens))
     needed = len(form.names()) + 1

@@ -18,7 +18,7 @@ from sdsl_jax.fitting.discrepancy import (
     fit_discrepancy,
     gradients,
 )
-from sdsl_jax.fitting.forms import LOSS_FORMS, form_of
+from sdsl_jax.fitting.forms import form_of
 from sdsl_jax.fitting.hardware import fit_hardware, predicted_seconds, timed_context, timings_of
 from sdsl_jax.fitting.law_files import DeviceRecord, Fits, LawRecord, TimedStep
 from sdsl_jax.fitting.loss import LossTable, fit_loss_law, loss_table
@@ -68,14 +68,7 @@ def fit_all(
         f"{config.fit.max_epochs:g} times; the loss law needs 5.",
     )
     losses = loss_table(once)
-    asked = config.fit.loss_law
-    loss_fits = [
-        fit_loss_law(losses, config.fit, weights[:, fresh], config.seed, law)
-        for law in (LOSS_FORMS if asked == "best" else [asked])
-        if asked != "best" or len(once) > len(LOSS_FORMS[law].names())
-    ]
-    # Without enough sizes to leave one out there is no error to choose by, and the first stands.
-    loss_fit = min(loss_fits, key=lambda fitted: fitted.record.left_out_rmse)
+    loss_fit = fit_loss_law(losses, config.fit, weights[:, fresh], config.seed, config.fit.loss_law)
     pairs = pair_table(models, acceptance, config.fit.estimator)
     if config.holdout.smaller_drafts:
         pairs = pairs.rows(pairs.draft_sizes < pairs.target_sizes)
