@@ -284,6 +284,11 @@ def test_a_law_that_couples_size_and_data_recovers_its_coefficients(x64):
     )
     x = LOSS_FORMS["nested"].to_vector(law, data)
     np.testing.assert_allclose(LOSS_FORMS["nested"].residuals(x, data), 0, atol=1e-9)
+    noise = np.exp(0.001 * np.random.default_rng(0).standard_normal(len(SIZES)))
+    table = LossTable(SIZES, BUDGETS, np.asarray(law(SIZES, BUDGETS)) * noise, SIZES)
+    config = FitConfig(starts=16, bootstrap=20)
+    best = fit_loss_law(table, config, resamples(table, config, 0), 0, "best")
+    assert best.record.law == "nested"
 
 
 @pytest.mark.slow
