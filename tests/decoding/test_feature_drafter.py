@@ -277,8 +277,8 @@ def test_drafts_judged_by_another_distribution_are_found(monkeypatch, fresh_loop
     """Verification must use the very array that was drawn from; here it is smoothed a little."""
     verify = loop.verify_rows
 
-    def smoothed(verification, drafts, q, p, counts, noise):
-        return verify(verification, drafts, 0.8 * q + 0.05, p, counts, noise)
+    def smoothed(verification, drafts, q, p, counts, noise, ids):
+        return verify(verification, drafts, 0.8 * q + 0.05, p, counts, noise, ids)
 
     monkeypatch.setattr(loop, "verify_rows", smoothed)
     assert min(check_kind(KindCell("head", 2, 1.0, "token"), 20_000)) < 1e-9
