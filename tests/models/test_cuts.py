@@ -231,6 +231,8 @@ def test_a_truncated_table(tied):
             for config, p in ((small, own), (whole, params))
         )
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    compact, _ = forward(small, own, tokens, compact=True)
+    np.testing.assert_array_equal(compact, forward(small, own, tokens)[0][..., [1, 4, 9]])
     counts = count(small, 8)
     assert counts.total == sum(x.size for x in jax.tree.leaves(own))
     assert counts.nonembedding == count(whole, 8).nonembedding
