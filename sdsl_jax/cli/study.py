@@ -131,6 +131,8 @@ def _print_holdout(console: Console, holdout: Holdout) -> None:
     columns = ("goal", "to be", "reached", "")
     console.print(table("Predicted before it was measured", columns, rows))
     for row in holdout.coverage:
+        if row.group.startswith(("draft of", "target of")):
+            continue  # single runs are in the report
         say(
             console,
             f"  {row.group}: {row.inside:.0%} of {row.n} inside; {row.expected_low:.0%} to "
