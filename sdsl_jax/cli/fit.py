@@ -46,7 +46,8 @@ def fit(
     /,
     csv: Annotated[Path, arg(metavar="FILE.csv")],
     law: Annotated[
-        Literal["chinchilla", "kaplan", "nested"] | None, arg(metavar="chinchilla|kaplan|nested")
+        Literal["chinchilla", "kaplan", "nested", "best"] | None,
+        arg(metavar="chinchilla|kaplan|nested|best"),
     ] = None,
     params_column: Annotated[str | None, _COLUMN] = None,
     tokens_column: Annotated[str | None, _COLUMN] = None,
@@ -94,7 +95,7 @@ def fit(
         csv: The table, compressed or not, with cells separated by commas, semicolons or tabs.
             Records of a study are read as they are.
         law: Form of the loss law: E + A/N^a + B/D^b (chinchilla, the default), Kaplan's, or nested,
-            which holds both.
+            which holds both; best for the one with the least error at left-out sizes.
         params_column: Column of the sizes; params_nonembedding if left out.
         tokens_column: Column of the training tokens; train_tokens if left out.
         loss_column: Column of the loss, in nats per token for sdsl predict; loss_nats if left out.

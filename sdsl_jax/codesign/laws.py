@@ -19,6 +19,9 @@ MEASURED = "measured"
 # Further outside than this, a suffix was probably forgotten, or a unit mistaken.
 _FAR = 1000.0
 
+# What draws of coefficients leave out.
+FORMS_HOLD = "the forms of both laws are taken to be right"
+
 
 @dataclass(frozen=True)
 class LawDraws:
@@ -49,7 +52,7 @@ def law_draws(loss: LoadedLaw, acceptance: LoadedLaw, most: int | None = None) -
     basis = loss.basis
     if loss.joint is None or loss.joint != acceptance.joint:
         basis = f"loss law: {loss.basis}; acceptance law: {acceptance.basis}; taken as independent"
-    return LawDraws(drawn[0], drawn[1], count, basis)
+    return LawDraws(drawn[0], drawn[1], count, f"{basis}; {FORMS_HOLD}")
 
 
 class DrawIntervals(NamedTuple):

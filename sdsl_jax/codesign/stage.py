@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sdsl_jax.codesign.kkt import Box
-from sdsl_jax.codesign.laws import intervals_over_draws
+from sdsl_jax.codesign.laws import FORMS_HOLD, intervals_over_draws
 from sdsl_jax.codesign.optimise import Minimum, convergence_warning, minimise, spread_starts
 from sdsl_jax.compiler_options import quick_jit
 from sdsl_jax.config import StudyConfig
@@ -370,7 +370,8 @@ def _described(
             else dict.fromkeys(("draft_params", "lookahead", "speedup"))
         ),
         interval_percent=round(100 * config.fit.confidence),
-        interval_basis="joint bootstrap of loss law and acceptance law over models; N* among draws that speculate",
+        interval_basis="joint bootstrap of loss law and acceptance law over models; N* among draws that speculate; "
+        + FORMS_HOLD,
         share_of_draws_that_speculate=over_draws.share_that_speculate,
         share_of_draws_without_optimum=over_draws.share_without_optimum,
         target_params=target.params_nonembedding,

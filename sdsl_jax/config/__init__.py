@@ -2,19 +2,7 @@
 
 from sdsl_jax.config.measurement import ConditionsConfig, DomainConfig
 from sdsl_jax.config.protocol import ProtocolConfig, ProtocolModel
-from sdsl_jax.config.sections import (
-    EXIT_KINDS,
-    HEAD_KINDS,
-    DataConfig,
-    DistilConfig,
-    DraftKind,
-    FamilyConfig,
-    FitConfig,
-    ObjectiveName,
-    ParallelConfig,
-    StudyConfig,
-    TrainingConfig,
-)
+from sdsl_jax.config.sections import DataConfig, FamilyConfig, FitConfig, StudyConfig
 from sdsl_jax.config.toml import (
     from_dict,
     load_protocol,
@@ -22,6 +10,15 @@ from sdsl_jax.config.toml import (
     parse_override,
     to_dict,
     to_toml,
+)
+from sdsl_jax.config.training import (
+    EXIT_KINDS,
+    HEAD_KINDS,
+    DistilConfig,
+    DraftKind,
+    ObjectiveName,
+    ParallelConfig,
+    TrainingConfig,
 )
 
 __all__ = [

@@ -212,10 +212,11 @@ class RaceConfig:
     domains in `conditions.domains`, of each equally many; without domains, windows of the test split.
 
     Attributes:
-      drafts: Names of the drafts that take part, with or without budget and seed, in which `*`, `?`
-        and `[…]` are wildcards.
+      drafts: Names of the drafts that take part, such as "draft-640k-1M-*"; `*`, `?` and `[…]` are
+        wildcards. "ngram" stands for n-grams without another draft.
       lookaheads: Lookaheads that every draft tries.
-      ngram_first: n of the n-grams that draft where one occurs earlier; 0 for the draft alone.
+      ngram_first: n of the n-grams that draft where one occurs earlier; 0 for the draft alone. N-grams
+        without another draft take part with each n that is not 0.
       temperatures: Each has a winner of its own.
       choosing_prompts: Prompts of each domain that choose the winner.
       prompts: Further prompts of each domain, on which the winner is judged.
@@ -234,4 +235,8 @@ class RaceConfig:
         require_in("[0, inf)", "race.temperatures", self.temperatures)
         for name in ("lookaheads", "ngram_first", "temperatures"):
             require_distinct(f"race.{name}", getattr(self, name))
+        require(
+            "ngram" not in self.drafts or any(self.ngram_first),
+            'race.drafts holds "ngram", but race.ngram_first has no n except 0; give one, such as [0, 2].',
+        )
         require_fields("race", self, choosing_prompts="[2, inf)", prompts="[4, inf)")

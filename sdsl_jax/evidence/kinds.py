@@ -13,7 +13,7 @@ from sdsl_jax.config import HEAD_KINDS
 from sdsl_jax.evidence.common import Estimate, training_run
 from sdsl_jax.evidence.size_lines import best_sizes, least_squares, with_ones
 from sdsl_jax.evidence.study_records import StudyRecords
-from sdsl_jax.records import ModelRecord, RunRecord
+from sdsl_jax.records import AcceptanceRecord, ModelRecord, RunRecord
 from sdsl_jax.statistics import mean_interval, quantile_interval, resampled
 
 INDEPENDENT = "independent"
@@ -37,6 +37,8 @@ class KindResult:
       train_tokens: tokens trained on since the parent
       seeds: seeds
       alpha: mean acceptance of the first draft of a round
+      domain_alpha: the same after prompts of each domain that the study adds to its own text, by name; of
+        one seed with the interval of its prompts
       later_alpha: that of the fourth draft; the first one's where it does not depend on the number,
         and not a number for a head that gives fewer
       cost: FLOPs of a draft step over those of a target step; of a head one that reads features
@@ -55,6 +57,7 @@ class KindResult:
     train_tokens: int
     seeds: int
     alpha: Estimate
+    domain_alpha: dict[str, Estimate]
     later_alpha: Estimate
     cost: float
     lookahead: int
@@ -108,6 +111,11 @@ class Kinds:
     best: list[KindBest]
     confidence: float
     basis: str
+
+    @property
+    def domains(self) -> list[str]:
+        """Domains that some draft was measured in, beside the study's own text."""
+        return list(dict.fromkeys(name for r in self.results for name in r.domain_alpha))
 
 
 def kinds(records: StudyRecords) -> Kinds | None:
@@ -216,6 +224,7 @@ def _result(
         train_tokens=first.train_tokens,
         seeds=len(group),
         alpha=over_seeds([alpha[n][0] for n in names]),
+        domain_alpha=_domain_alpha(records, {*names}, target, confidence),
         later_alpha=over_seeds([alpha[n].get(_LATER, same) for n, same in later.items()]),
         cost=first.flops_per_token / target.flops_per_token,
         lookahead=best[0].lookahead,
@@ -226,6 +235,29 @@ def _result(
         train_flops=first.training_flops
         + (target.flops_per_token * first.train_tokens if first.teacher_digest else 0.0),
     )
+
+
+def _domain_alpha(
+    records: StudyRecords, names: set[str], target: ModelRecord, confidence: float
+) -> dict[str, Estimate]:
+    """α on the target's own samples in each domain that was measured with all of some drafts."""
+    m = records.config.measure
+    rows: dict[str, list[AcceptanceRecord]] = defaultdict(list)
+    for r in records.conditions:
+        same = (r.target_id, r.temperature) == (target.model_id, m.temperature)
+        if same and r.draft_id in names and r.estimator == "teacher_forced_samples":
+            rows[r.domain].append(r)
+    own = {r.domain for r in records.measured_acceptance}
+    values = {}
+    for name, each in rows.items():
+        if name in own or len(each) < len(names):
+            continue
+        if len(each) == 1:
+            values[name] = Estimate(each[0].alpha, each[0].alpha_low, each[0].alpha_high)
+        else:
+            alpha = np.asarray([r.alpha for r in each])
+            values[name] = Estimate(*mean_interval(alpha, confidence))
+    return values
 
 
 def _on_the_clock(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,11 +12,30 @@ from jaxtyping import Float
 from sdsl_jax.evidence.common import Estimate
 from sdsl_jax.evidence.study_records import StudyRecords
 from sdsl_jax.records import RaceRecord
-from sdsl_jax.statistics import bootstrap_weights
+from sdsl_jax.statistics import bootstrap_weights, quantile_interval
 
 # The name that stands for all kinds of text together.
 ALL = "all"
 _DRAWS = 4000
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A decoder on the choosing prompts.
+
+    Attributes:
+      draft_id: its draft; "ngram" for n-grams alone
+      lookahead: its γ
+      ngram: n-grams of at least so many tokens drafted first; 0 for the draft alone
+      tokens_per_round: tokens of a round
+      speedup: speed-up over plain decoding
+    """
+
+    draft_id: str
+    lookahead: int
+    ngram: int
+    tokens_per_round: float
+    speedup: Estimate
 
 
 @dataclass(frozen=True)
@@ -27,11 +47,11 @@ class RaceResult:
 
     Attributes:
       target_id: target model
-      draft_id: the draft that won on the choosing prompts
+      draft_id: the draft that won on the choosing prompts; "ngram" for n-grams alone
       lookahead: its γ
       ngram: n-grams of at least so many tokens drafted first; 0 for the draft alone
       temperature: sampling temperature
-      rivals: decoders that it was chosen from
+      rivals: all decoders on the choosing prompts, the fastest first
       prompts: prompts that judged it
       speedups: speed-up by kind of text, and of all together
       tokens_per_round: tokens of a round, all kinds together
@@ -44,7 +64,7 @@ class RaceResult:
     lookahead: int
     ngram: int
     temperature: float
-    rivals: int
+    rivals: list[Rival]
     prompts: int
     speedups: dict[str, Estimate]
     tokens_per_round: float
@@ -52,13 +72,15 @@ class RaceResult:
     error: float
 
     def __str__(self) -> str:
-        first = f" after n-grams of {self.ngram} tokens" if self.ngram else ""
+        ngrams = f"n-grams of {self.ngram} tokens or more"
+        draft = self.draft_id if self.draft_id != "ngram" else ngrams
+        first = f" after {ngrams}" if self.ngram and draft != ngrams else ""
         kinds = "; ".join(
             f"{name} {s.estimate:.2f} ({s.low:.2f} to {s.high:.2f})"
             for name, s in self.speedups.items()
         )
         return (
-            f"T = {self.temperature:g}: {self.draft_id}{first}, γ = {self.lookahead}, best of {self.rivals}. Speed-up on "
+            f"T = {self.temperature:g}: {draft}{first}, γ = {self.lookahead}, best of {len(self.rivals)}. Speed-up on "
             f"{self.prompts} other prompts: {kinds}. Predicted {self.predicted:.2f}, {self.error:+.1%} off."
         )
 
@@ -109,8 +131,27 @@ def _speedup(
         (tokens, seconds), (plain_tokens, plain_seconds) = ((weights @ s[raced]).T for s in sums)
         return tokens / seconds * plain_seconds / plain_tokens
 
-    low, high = np.quantile(ratios(draws), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Estimate(float(ratios(np.ones(len(raced)))), float(low), float(high))
+    return Estimate(
+        float(ratios(np.ones(len(raced)))), *quantile_interval(ratios(draws), confidence)
+    )
+
+
+def _tokens_per_round(rows: Sequence[RaceRecord]) -> float:
+    return sum(r.tokens for r in rows) / sum(r.rounds for r in rows)
+
+
+def _rivals(choosing: Sequence[RaceRecord], confidence: float, seed: int) -> list[Rival]:
+    """Every decoder beside plain decoding, the fastest first."""
+    runs: dict[tuple[str, int, int], list[RaceRecord]] = defaultdict(list)
+    for r in choosing:
+        runs[r.draft_id, r.lookahead, r.ngram].append(r)
+    plain = [r for r in choosing if not r.draft_id]
+    rivals = [
+        Rival(*name, _tokens_per_round(rows), _speedup(rows, plain, confidence, seed))
+        for name, rows in runs.items()
+        if name[0]
+    ]
+    return sorted(rivals, key=lambda r: -r.speedup.estimate)
 
 
 def _result(rows: Sequence[RaceRecord], confidence: float, seed: int) -> RaceResult:
@@ -120,10 +161,10 @@ def _result(rows: Sequence[RaceRecord], confidence: float, seed: int) -> RaceRes
     plain = [r for r in judging if not r.draft_id]
     won = fast[0]
     name = (won.draft_id, won.lookahead, won.ngram)
-    choosing = [r for r in rows if r.part == "choosing"]
-    rivals = {(r.draft_id, r.lookahead, r.ngram) for r in choosing if r.draft_id}
-    chosen = [r for r in choosing if (r.draft_id, r.lookahead, r.ngram) == name]
-    predicted = _speedup(chosen, [r for r in choosing if not r.draft_id], confidence, seed).estimate
+    rivals = _rivals([r for r in rows if r.part == "choosing"], confidence, seed)
+    predicted = next(
+        r.speedup.estimate for r in rivals if (r.draft_id, r.lookahead, r.ngram) == name
+    )
     speedups = {ALL: _speedup(fast, plain, confidence, seed)}
     for kind in dict.fromkeys(r.domain for r in fast):
         ours, theirs = ([r for r in part if r.domain == kind] for part in (fast, plain))
@@ -134,10 +175,10 @@ def _result(rows: Sequence[RaceRecord], confidence: float, seed: int) -> RaceRes
         lookahead=won.lookahead,
         ngram=won.ngram,
         temperature=won.temperature,
-        rivals=len(rivals),
+        rivals=rivals,
         prompts=len({r.prompt for r in fast}),
         speedups=speedups,
-        tokens_per_round=sum(r.tokens for r in fast) / sum(r.rounds for r in fast),
+        tokens_per_round=_tokens_per_round(fast),
         predicted=predicted,
         error=speedups[ALL].estimate / predicted - 1,
     )

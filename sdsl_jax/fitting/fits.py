@@ -69,7 +69,7 @@ class AcceptanceFits:
 def fit_loss(
     table: tables.TableSource,
     *,
-    law: Literal["chinchilla", "kaplan", "nested"] = "chinchilla",
+    law: Literal["chinchilla", "kaplan", "nested", "best"] = "chinchilla",
     params_column: str = "params_nonembedding",
     tokens_column: str | None = None,
     loss_column: str = "loss_nats",
@@ -91,7 +91,8 @@ def fit_loss(
 
     Args:
       table: Path to a CSV, a pandas DataFrame, or a list of dictionaries; one row per model.
-      law: Form of the law: E + A/N^a + B/D^b, Kaplan's, or the one that holds both.
+      law: Form of the law: E + A/N^a + B/D^b, Kaplan's, or the one that holds both ("nested"); "best"
+        for the one with the least error at left-out sizes.
       params_column: Column with the sizes N.
       tokens_column: Column with the training tokens D; train_tokens if left out.
       loss_column: Column with the losses.

@@ -5,6 +5,7 @@ into records.
 """
 
 from sdsl_jax.measurement.clock_stage import Timed, clock_pair, time_study
+from sdsl_jax.measurement.conditions import Conditions, check_conditions, measure_conditions
 from sdsl_jax.measurement.measured_pair import (
     MeasuredPair,
     Speculation,
@@ -12,13 +13,7 @@ from sdsl_jax.measurement.measured_pair import (
     speculate,
 )
 from sdsl_jax.measurement.race import race_study
-from sdsl_jax.measurement.stage import (
-    Conditions,
-    Measurements,
-    check_conditions,
-    measure_conditions,
-    measure_study,
-)
+from sdsl_jax.measurement.stage import Measurements, measure_study
 
 __all__ = [
     "Conditions",

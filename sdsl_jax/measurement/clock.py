@@ -16,7 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from sdsl_jax.decoding import EarlyExit, FixedLookahead, Head, HybridDraft, Model, Sampling, loop
+from sdsl_jax.decoding import (
+    EarlyExit,
+    FixedLookahead,
+    Head,
+    HybridDraft,
+    Model,
+    NgramDraft,
+    Sampling,
+    loop,
+)
 from sdsl_jax.decoding.decode import begin, drafter_of, require_finite
 from sdsl_jax.decoding.hybrid_drafter import bound
 from sdsl_jax.decoding.noise import row_keys
@@ -32,14 +41,14 @@ class Entrant(NamedTuple):
     Attributes:
       target: The model whose text is decoded.
       draft: What proposes tokens: a model, a head, an early exit that shares its blocks with the
-        target, or n-grams with a model or a head to fall back on; None for plain decoding.
+        target, or n-grams, alone or with a model or a head to fall back on; None for plain decoding.
       lookahead: Drafts per round, γ; 0 for plain decoding.
       batch: Rows decoded together.
       prompt_tokens: First tokens of each prompt that it sees; all if None.
     """
 
     target: Model
-    draft: Model | Head | EarlyExit | HybridDraft | None = None
+    draft: Model | Head | EarlyExit | NgramDraft | HybridDraft | None = None
     lookahead: int = 0
     batch: int = 1
     prompt_tokens: int | None = None
@@ -158,7 +167,8 @@ def _prepare(
     groups, buffer = count // batch, width + new_tokens
     capacity = cache_slots(entrant, width, new_tokens)
     drafter = None if draft is None else drafter_of(draft, target, gamma)
-    weights = [target.params] if draft is None else [target.params, draft.params]
+    # N-grams have no parameters.
+    weights = [target.params, None if draft is None else getattr(draft, "params", None)]
 
     def one(params: list[Any], group: tuple[loop.Requests, list[Any]]) -> tuple[Any, Any]:
         requests, caches = group
@@ -197,9 +207,9 @@ def _prepare(
     def arguments(repetition: int) -> tuple[list[Any], loop.Requests, list[Any]]:
         ids = jnp.asarray(prompts[repetition], jnp.int32)
         caches: list[Any]
-        if isinstance(draft, Head | EarlyExit | HybridDraft):
+        if isinstance(draft, Head | EarlyExit | NgramDraft | HybridDraft):
             assert drafter is not None
-            state, cache = begin(drafter, draft.params, target, ids, capacity)
+            state, cache = begin(drafter, weights[1], target, ids, capacity)
             caches = [cache, state]
         else:
             # Grown on the host: prefill would need a program for every capacity.

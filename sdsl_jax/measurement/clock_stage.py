@@ -17,7 +17,7 @@ from sdsl_jax.decoding.exit_drafter import shared_blocks
 from sdsl_jax.device import device_name
 from sdsl_jax.errors import require
 from sdsl_jax.measurement.clock import Entrant, cache_slots, time_decoders
-from sdsl_jax.measurement.stage import prompts
+from sdsl_jax.measurement.exact import prompts
 from sdsl_jax.measurement.study_models import aligned, load_heads, load_models
 from sdsl_jax.measurement.threads import computing_threads
 from sdsl_jax.progress import Progress

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from sdsl_jax.decoding import Head, Model, Sampling, overlap, probabilities
 from sdsl_jax.decoding.feature_drafter import with_tables
 from sdsl_jax.errors import require
-from sdsl_jax.measurement.overlap import PairOverlap, reached
+from sdsl_jax.measurement.overlap import PairOverlap
 from sdsl_jax.models import ModelConfig, outputs
 from sdsl_jax.models.feature_head import HeadConfig, unrolled
 
@@ -51,17 +51,26 @@ def _compare(
     with jax.default_matmul_precision("highest"):
         told = outputs(target, target_params, tokens, taps=head.taps)
         assert told.features is not None
-        logits = unrolled(head, head_params, tokens, told.features, drafts)
+        logits = unrolled(head, head_params, tokens, told.features, drafts, compact=True)
     p = probabilities(told.logits[:, first:], sampling)
     q = probabilities(logits[:, :, first:], sampling)
-    accepted = jnp.stack([overlap(p, each) for each in q])
-    ids = head.body.readout_ids
-    of_ids = reached(p, ids) if ids else None
+    # Of a truncated head only its own ids count: there q is not 0.
+    ids = np.asarray(head.body.readout_ids, int)
+    p_ids = p[..., ids] if ids.size else p
+    accepted = jnp.stack([overlap(p_ids, each) for each in q])
+    of_ids = p_ids.sum(axis=-1) if ids.size else None
     if following is None:
         return accepted, None, of_ids
-    p_of, *q_of = (
-        jnp.take_along_axis(probs, following[..., None], axis=-1)[..., 0] for probs in (p, *q)
-    )
+    p_of = jnp.take_along_axis(p, following[..., None], axis=-1)[..., 0]
+    column = following
+    if ids.size:
+        places = np.full(p.shape[-1], -1)
+        places[ids] = np.arange(ids.size)
+        column = jnp.asarray(places)[following]
+    q_of = [
+        jnp.where(column >= 0, jnp.take_along_axis(each, column[..., None], axis=-1)[..., 0], 0.0)
+        for each in q
+    ]
     # The target drew the token; in this pass its probability may still round to 0.
     ratios = jnp.stack(q_of, axis=-1) / jnp.maximum(p_of, jnp.finfo(p_of.dtype).tiny)[..., None]
     return accepted, jnp.minimum(1.0, ratios), of_ids
@@ -95,8 +104,9 @@ def head_overlap(
     """
     head = with_tables(head, target)
     n, length = contexts.shape
-    rows = 4 * head.config.ids * (drafts + 1) * length
-    rows = max(1, min(_MOST_ROWS, n, _BYTES // rows))
+    # Logits and probabilities of the target and of every draft.
+    each = 8 * (target.config.ids + drafts * (len(head.config.body.readout_ids) or head.config.ids))
+    rows = max(1, min(_MOST_ROWS, n, _BYTES // (each * length)))
     accepted, drawn, of_ids = [], [], []
     for begin in range(0, n, rows):
         # Repeats of the first contexts fill up the last chunk.

@@ -18,7 +18,8 @@ from sdsl_jax.decoding import HybridDraft, Model, NgramDraft, Sampling
 from sdsl_jax.device import device_name
 from sdsl_jax.errors import require
 from sdsl_jax.measurement.clock import Entrant, time_decoders
-from sdsl_jax.measurement.stage import domain, prompts
+from sdsl_jax.measurement.exact import domain, prompts
+from sdsl_jax.measurement.measured_pair import NGRAM
 from sdsl_jax.measurement.study_models import aligned, load_heads, load_models
 from sdsl_jax.measurement.threads import computing_threads
 from sdsl_jax.progress import Progress
@@ -28,7 +29,8 @@ _CHOOSING, _JUDGING = "choosing", "judging"
 
 
 class Decoder(NamedTuple):
-    """A decoder by the name of its draft, its lookahead, and the n of the n-grams that draft first."""
+    """A decoder by the name of its draft, its lookahead, and the n of the n-grams that draft first, or
+    alone where the draft is `NGRAM`."""
 
     draft_id: str
     lookahead: int
@@ -51,7 +53,7 @@ class _Rows(NamedTuple):
 
 
 def racing(config: StudyConfig, records: Sequence[ModelRecord]) -> list[ModelRecord]:
-    """The drafts that `race.drafts` names.
+    """The trained drafts that `race.drafts` names.
 
     Raises:
       SdslError: A pattern names none.
@@ -59,6 +61,8 @@ def racing(config: StudyConfig, records: Sequence[ModelRecord]) -> list[ModelRec
     drafts = [r for r in records if r.role == "draft"]
     chosen: dict[str, ModelRecord] = {}
     for pattern in config.race.drafts:
+        if pattern == NGRAM:
+            continue
         named = [r for r in drafts if fnmatch.fnmatchcase(r.model_id, pattern)]
         require(
             named,
@@ -129,11 +133,13 @@ def race_study(
     models = aligned(models)
     target: Model = models[largest.model_id]
     parts = _parts(config, dataset)
+    names = [draft.model_id for draft in drafts] + [NGRAM] * (NGRAM in r.drafts)
     rivals = [
-        Decoder(draft.model_id, lookahead, ngram)
-        for draft in drafts
+        Decoder(name, lookahead, ngram)
+        for name in names
         for ngram in r.ngram_first
         for lookahead in r.lookaheads
+        if ngram or name != NGRAM
     ]
     # Every decoder is compiled and run, in the race of all and in that of the winner.
     progress.start("race", 2 * len(r.temperatures) * (len(rivals) + 3))
@@ -179,9 +185,10 @@ def race_study(
 
 
 def _entrant(decoder: Decoder, target: Model, models: dict[str, Any]) -> Entrant:
+    ngrams = NgramDraft(target.config.ids, max(3, decoder.ngram), max(1, decoder.ngram))
+    if decoder.draft_id == NGRAM:
+        return Entrant(target, ngrams, decoder.lookahead)
     draft = models[decoder.draft_id]
     if decoder.ngram:
-        draft = HybridDraft(
-            NgramDraft(target.config.ids, max(3, decoder.ngram), decoder.ngram), draft
-        )
+        draft = HybridDraft(ngrams, draft)
     return Entrant(target, draft, decoder.lookahead)

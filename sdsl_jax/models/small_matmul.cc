@@ -164,12 +164,17 @@ void AcrossRows(const float* x, const W* w, float* y, int64_t out, int64_t begin
 
 // ---- weights [out, in] ------------------------------------------------------------------------
 
-inline float Sum(Vector v) {
-  float lanes[kLanes];
-  std::memcpy(lanes, &v, sizeof v);
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  return lanes[0];
+// The sum of a vector's lanes, halved again and again.
+template <typename V>
+inline float Sum(V v) {
+  if constexpr (sizeof(V) == 2 * sizeof(float)) {
+    return v[0] + v[1];
+  } else {
+    typedef float Half __attribute__((vector_size(sizeof(V) / 2)));
+    Half halves[2];
+    std::memcpy(halves, &v, sizeof v);
+    return Sum<Half>(halves[0] + halves[1]);
+  }
 }
 
 template <int Rows, int Outputs, typename W>

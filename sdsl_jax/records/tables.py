@@ -335,7 +335,7 @@ class RaceRecord:
 
     Attributes:
       target_id: target model
-      draft_id: draft model; empty for plain decoding
+      draft_id: draft model; "ngram" for n-grams alone; empty for plain decoding
       lookahead: draft tokens per round, γ; 0 for plain decoding
       ngram: n-grams of at least so many tokens drafted first; 0 for the draft alone
       temperature: sampling temperature

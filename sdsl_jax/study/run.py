@@ -63,6 +63,8 @@ def run_study(
     folder = Path(folder)
     require_study_folder(folder)
     study = Study(config, folder, progress or Silent())
+    if only is None and config.takes:
+        study.progress.note(f"takes {config.takes}")
     if only is None:
         from sdsl_jax.measurement import check_conditions
         from sdsl_jax.training import check_ladder

@@ -66,6 +66,8 @@ def train_part(
     require_study_folder(folder)
     config = with_vocabulary(config)
     study = Study(config, folder, progress or Silent())
+    if config.takes:
+        study.progress.note(f"takes {config.takes}")
     plans = plan_rungs(config, study.dataset, folder)
     chosen = select(plans, patterns, part)
     if is_primary():

@@ -43,7 +43,7 @@ def test_the_winner_is_judged_on_other_prompts(measured_study, tmp_path):
     config = dataclasses.replace(
         tiny(),
         race=RaceConfig(
-            drafts=tuple(drafts),
+            drafts=(*drafts, "ngram"),
             lookaheads=(1, 2),
             ngram_first=(0, 2),
             temperatures=(0.0, 1.0),
@@ -58,7 +58,9 @@ def test_the_winner_is_judged_on_other_prompts(measured_study, tmp_path):
             for part in ("choosing", "judging")
         )
         every = {(r.draft_id, r.lookahead, r.ngram) for r in choosing}
-        assert every == {("", 0, 0)} | {(drafts[0], g, n) for g in (1, 2) for n in (0, 2)}
+        assert every == {("", 0, 0)} | {(drafts[0], g, n) for g in (1, 2) for n in (0, 2)} | {
+            ("ngram", g, 2) for g in (1, 2)
+        }
         speed = {
             each: sum(r.tokens for r in choosing if (r.draft_id, r.lookahead, r.ngram) == each)
             / sum(r.seconds for r in choosing if (r.draft_id, r.lookahead, r.ngram) == each)
