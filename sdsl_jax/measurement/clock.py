@@ -83,6 +83,99 @@ def cache_slots(entrant: Entrant, prompt_tokens: int, new_tokens: int) -> int:
     return prompt_tokens + new_tokens + (entrant.lookahead + 1 if entrant.draft is not None else 0)
 
 
+class Decoders:
+    """Entrants, compiled once for groups of prompts of one shape, to be timed at any sampling."""
+
+    def __init__(
+        self,
+        entrants: Sequence[Entrant],
+        example: Int[np.ndarray, "P T"],
+        *,
+        new_tokens: int,
+        sampling: Sampling,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        """Compiles every entrant, and runs it once.
+
+        Args:
+          entrants: The decoders.
+          example: Token ids of the prompts of a repetition.
+          new_tokens: Room for each row's continuation. Speculative decoding ends where a round might
+            no longer fit.
+          sampling: Sampling of that run; later ones set the same filters, to any values.
+          seed: Seed of its samples.
+          progress: Reports progress after every compilation.
+
+        Raises:
+          SdslError: the prompts cannot be divided into batches, there is no room for one round, or
+            logits are not finite.
+        """
+        self.progress = progress or Silent()
+        count = len(example)
+        for entrant in entrants:
+            require(
+                count % entrant.batch == 0,
+                f"{count} prompts cannot be divided into batches of {entrant.batch}; the number must be a multiple of it.",
+            )
+            require(
+                entrant.lookahead + 1 < new_tokens,
+                f"a round with lookahead {entrant.lookahead} does not fit into {new_tokens} new tokens; at least "
+                f"{entrant.lookahead + 2} are needed.",
+            )
+
+        def prepare(entrant: Entrant) -> _Program:
+            run = _compiled(entrant, example, new_tokens, sampling.check())
+            run(example, sampling.check(), seed)  # warm-up
+            self.progress.advance(1, f"γ = {entrant.lookahead}, batch {entrant.batch}")
+            return run
+
+        # Equal entrants share a program.
+        keys = [(id(e.target), id(e.draft), *e[2:]) for e in entrants]
+        distinct = dict(zip(keys, entrants))
+        programs = dict(zip(distinct, side_by_side(prepare, distinct.values())))
+        self._programs = [programs[key] for key in keys]
+
+    def time(
+        self,
+        prompts: Int[np.ndarray, "R P T"],
+        *,
+        sampling: Sampling,
+        seed: int,
+        which: Sequence[int] | None = None,
+    ) -> list[Run]:
+        """Times entrants in every repetition, in an order drawn anew each time.
+
+        Args:
+          prompts: Token ids. In each repetition every entrant decodes the P prompts, in groups as
+            large as its batch.
+          sampling: Sampling of drafts and targets.
+          seed: Seed of samples and of the order.
+          which: Numbers of the entrants that take part; all if None.
+
+        Raises:
+          SdslError: Logits are not finite.
+        """
+        repetitions, checked = len(prompts), sampling.check()
+        chosen = self._programs if which is None else [self._programs[i] for i in which]
+
+        def after(run: int, repetition: int) -> None:
+            self.progress.advance(1 / repetitions, f"repetition {repetition + 1} of {repetitions}")
+
+        runs = [
+            lambda repetition, run=run: run(
+                prompts[repetition], checked, seed + repetition * run.groups
+            )
+            for run in chosen
+        ]
+        random = np.random.default_rng(seed)
+        results = interleave(runs, repetitions, random, after)
+        return [
+            Run(columns[:, 0], columns[:, 1].astype(int), columns[:, 2].astype(int))
+            for columns in np.asarray(results, float)
+        ]
+
+
 def time_decoders(
     entrants: Sequence[Entrant],
     prompts: Int[np.ndarray, "R P T"],
@@ -92,57 +185,11 @@ def time_decoders(
     seed: int,
     progress: Progress | None = None,
 ) -> list[Run]:
-    """Times every entrant in every repetition, in an order drawn anew each time.
-
-    Args:
-      entrants: The decoders.
-      prompts: Token ids. In each repetition every entrant decodes the P prompts, in groups as large
-        as its batch.
-      new_tokens: Room for each row's continuation. Speculative decoding ends where a round might no
-        longer fit.
-      sampling: Sampling of drafts and targets.
-      seed: Seed of samples and of the order.
-      progress: Reports progress after every compilation and repetition.
-
-    Raises:
-      SdslError: the prompts cannot be divided into batches, there is no room for one round, or
-        logits are not finite.
-    """
-    repetitions, count, _ = prompts.shape
-    progress = progress or Silent()
-    for entrant in entrants:
-        require(
-            count % entrant.batch == 0,
-            f"{count} prompts cannot be divided into batches of {entrant.batch}; the number must be a multiple of it.",
-        )
-        require(
-            entrant.lookahead + 1 < new_tokens,
-            f"a round with lookahead {entrant.lookahead} does not fit into {new_tokens} new tokens; at least "
-            f"{entrant.lookahead + 2} are needed.",
-        )
-
-    def prepare(entrant: Entrant) -> Callable[[int], tuple[float, int, int]]:
-        run = _prepare(
-            entrant, prompts[:, :, : entrant.prompt_tokens], new_tokens, sampling.check(), seed
-        )
-        run(0)  # warm-up
-        progress.advance(1, f"γ = {entrant.lookahead}, batch {entrant.batch}")
-        return run
-
-    # Equal entrants share a program.
-    keys = [(id(e.target), id(e.draft), *e[2:]) for e in entrants]
-    distinct = dict(zip(keys, entrants))
-    programs = dict(zip(distinct, side_by_side(prepare, distinct.values())))
-
-    def after(run: int, repetition: int) -> None:
-        progress.advance(1 / repetitions, f"repetition {repetition + 1} of {repetitions}")
-
-    random = np.random.default_rng(seed)
-    results = interleave([programs[key] for key in keys], repetitions, random, after)
-    return [
-        Run(columns[:, 0], columns[:, 1].astype(int), columns[:, 2].astype(int))
-        for columns in np.asarray(results, float)
-    ]
+    """Compiles and times every entrant; see `Decoders`, whose arguments these are."""
+    decoders = Decoders(
+        entrants, prompts[0], new_tokens=new_tokens, sampling=sampling, seed=seed, progress=progress
+    )
+    return decoders.time(prompts, sampling=sampling, seed=seed)
 
 
 def _grown(cache: KVCache, slots: int) -> KVCache:
@@ -152,25 +199,39 @@ def _grown(cache: KVCache, slots: int) -> KVCache:
     return KVCache(keys, values)  # type: ignore[arg-type]
 
 
-def _prepare(
-    entrant: Entrant, prompts: np.ndarray, new_tokens: int, sampling: Sampling, seed: int
-) -> Callable[[int], tuple[float, int, int]]:
-    """Compiles an entrant's program.
+class _Program(NamedTuple):
+    """A compiled entrant: called with prompts, sampling and seed, it gives seconds, rounds and tokens.
 
-    Returns:
-      A function that runs it on the prompts of one repetition; it returns seconds, rounds and
-      tokens.
+    Attributes:
+      groups: Batches that the prompts make.
+      run: The call.
     """
-    target, draft, gamma, batch, _ = entrant
+
+    groups: int
+    run: Callable[[np.ndarray, Sampling, int], tuple[float, int, int]]
+
+    def __call__(
+        self, prompts: np.ndarray, sampling: Sampling, seed: int
+    ) -> tuple[float, int, int]:
+        return self.run(prompts, sampling, seed)
+
+
+def _compiled(
+    entrant: Entrant, example: np.ndarray, new_tokens: int, sampling: Sampling
+) -> _Program:
+    """Compiles an entrant's program for prompts of one shape."""
+    target, draft, gamma, batch, seen = entrant
     draft = bound(draft, target)
-    _, count, width = prompts.shape
+    count, width = example[:, :seen].shape
     groups, buffer = count // batch, width + new_tokens
     capacity = cache_slots(entrant, width, new_tokens)
     drafter = None if draft is None else drafter_of(draft, target, gamma)
     # N-grams have no parameters.
     weights = [target.params, None if draft is None else getattr(draft, "params", None)]
 
-    def one(params: list[Any], group: tuple[loop.Requests, list[Any]]) -> tuple[Any, Any]:
+    def one(
+        params: list[Any], sampling: Sampling, group: tuple[loop.Requests, list[Any]]
+    ) -> tuple[Any, Any]:
         requests, caches = group
         if drafter is None:
             done = loop.autoregressive_loop(
@@ -201,11 +262,13 @@ def _prepare(
             done.finite,
         )
 
-    def all_groups(params: list[Any], requests: loop.Requests, caches: list[Any]) -> Any:
-        return jax.lax.map(lambda group: one(params, group), (requests, caches))
+    def all_groups(
+        params: list[Any], sampling: Sampling, requests: loop.Requests, caches: list[Any]
+    ) -> Any:
+        return jax.lax.map(lambda group: one(params, sampling, group), (requests, caches))
 
-    def arguments(repetition: int) -> tuple[list[Any], loop.Requests, list[Any]]:
-        ids = jnp.asarray(prompts[repetition], jnp.int32)
+    def arguments(prompts: np.ndarray, sampling: Sampling, seed: int) -> tuple[Any, ...]:
+        ids = jnp.asarray(prompts[:, :seen], jnp.int32)
         caches: list[Any]
         if isinstance(draft, Head | EarlyExit | NgramDraft | HybridDraft):
             assert drafter is not None
@@ -217,9 +280,7 @@ def _prepare(
                 _grown(prefill(m.config, m.params, ids, capacity=width), capacity - width)
                 for m in ([target] if draft is None else [target, draft])
             ]
-        keys = jax.vmap(lambda s: row_keys(s, np.arange(batch)))(
-            seed + repetition * groups + jnp.arange(groups)
-        )
+        keys = jax.vmap(lambda s: row_keys(s, np.arange(batch)))(seed + jnp.arange(groups))
         lengths = jnp.full((groups, batch), width, jnp.int32)
         requests = loop.Requests(
             ids.reshape(groups, batch, width),
@@ -231,16 +292,16 @@ def _prepare(
         grouped = jax.tree.map(
             lambda x: jnp.asarray(x.reshape(groups, x.shape[0] // groups, *x.shape[1:])), caches
         )
-        return weights, requests, grouped
+        return weights, sampling, requests, grouped
 
     with jax.default_matmul_precision("highest"):
-        program = jax.jit(all_groups).lower(*arguments(0)).compile()
+        program = jax.jit(all_groups).lower(*arguments(example, sampling, 0)).compile()
 
-    def run(repetition: int) -> tuple[float, int, int]:
+    def run(prompts: np.ndarray, sampling: Sampling, seed: int) -> tuple[float, int, int]:
         with jax.default_matmul_precision("highest"):
-            inputs = jax.block_until_ready(arguments(repetition))
+            inputs = jax.block_until_ready(arguments(prompts, sampling, seed))
         seconds, (_, (rounds, emitted, finite)) = timed(lambda: program(*inputs))
         require_finite(finite)
         return seconds, int(rounds.sum()), int(emitted.sum())
 
-    return run
+    return _Program(groups, run)

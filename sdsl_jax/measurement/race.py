@@ -17,7 +17,7 @@ from sdsl_jax.data.domains import domain_prompts
 from sdsl_jax.decoding import HybridDraft, Model, NgramDraft, Sampling
 from sdsl_jax.device import device_name
 from sdsl_jax.errors import require
-from sdsl_jax.measurement.clock import Entrant, time_decoders
+from sdsl_jax.measurement.clock import Decoders, Entrant, Run
 from sdsl_jax.measurement.exact import domain, prompts
 from sdsl_jax.measurement.measured_pair import NGRAM
 from sdsl_jax.measurement.study_models import aligned, load_heads, load_models
@@ -141,24 +141,28 @@ def race_study(
         for lookahead in r.lookaheads
         if ngram or name != NGRAM
     ]
-    # Every decoder is compiled and run, in the race of all and in that of the winner.
-    progress.start("race", 2 * len(r.temperatures) * (len(rivals) + 3))
+    decoders = [_PLAIN, *rivals]
+    # Every decoder is compiled and run; at each temperature all take part, and then two.
+    progress.start("race", len(decoders) + len(r.temperatures) * (len(decoders) + 2))
+    compiled = Decoders(
+        [Entrant(target), *(_entrant(each, target, models) for each in rivals)],
+        parts[_CHOOSING].tokens[:1],
+        new_tokens=config.measure.new_tokens,
+        sampling=Sampling(),
+        seed=config.seed,
+        progress=progress,
+    )
     rows: list[RaceRecord] = []
 
-    def run(part: str, decoders: list[Decoder], temperature: float) -> list[Decoder]:
-        entrants = [_entrant(each, target, models) for each in decoders]
-        runs = time_decoders(
-            [Entrant(target), *entrants],
-            parts[part].tokens[:, None],
-            new_tokens=config.measure.new_tokens,
-            sampling=Sampling(temperature),
-            seed=config.seed,
-            progress=progress,
+    def run(part: str, which: list[int], temperature: float) -> list[Run]:
+        tokens, domains = parts[part]
+        runs = compiled.time(
+            tokens[:, None], sampling=Sampling(temperature), seed=config.seed, which=which
         )
         rows.extend(
             RaceRecord(
                 largest.model_id,
-                *each,
+                *decoders[i],
                 temperature,
                 part,
                 kind,
@@ -169,17 +173,17 @@ def race_study(
                 computing_threads(),
                 device_name(),
             )
-            for each, timed in zip([_PLAIN, *decoders], runs)
-            for number, kind in enumerate(parts[part].domains)
+            for i, timed in zip(which, runs)
+            for number, kind in enumerate(domains)
         )
-        # Each program maps many small pieces of memory, and the number per process is limited.
-        jax.clear_caches()
-        speed = [timed.tokens.sum() / timed.seconds.sum() for timed in runs[1:]]
-        return [decoders[i] for i in np.argsort(speed)[::-1]]
+        return runs
 
     for temperature in r.temperatures:
-        fastest, *_ = run(_CHOOSING, rivals, temperature)
-        run(_JUDGING, [fastest], temperature)
+        runs = run(_CHOOSING, [*range(len(decoders))], temperature)
+        speed = [timed.tokens.sum() / timed.seconds.sum() for timed in runs]
+        run(_JUDGING, [0, 1 + int(np.argmax(speed[1:]))], temperature)
+    # Each program maps many small pieces of memory, and the number per process is limited.
+    jax.clear_caches()
     progress.finish()
     return rows
 
