@@ -164,18 +164,26 @@ void AcrossRows(const float* x, const W* w, float* y, int64_t out, int64_t begin
 
 // ---- weights [out, in] ------------------------------------------------------------------------
 
-// The sum of a vector's lanes, halved again and again.
-template <typename V>
-inline float Sum(V v) {
-  if constexpr (sizeof(V) == 2 * sizeof(float)) {
-    return v[0] + v[1];
-  } else {
-    typedef float Half __attribute__((vector_size(sizeof(V) / 2)));
-    Half halves[2];
-    std::memcpy(halves, &v, sizeof v);
-    return Sum<Half>(halves[0] + halves[1]);
-  }
+// The sum of a vector's lanes: its halves are added, and then the halves of the sum.
+typedef float Four __attribute__((vector_size(16)));
+inline float Sum(Four v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+
+#if defined(__AVX__)
+typedef float Eight __attribute__((vector_size(32)));
+inline float Sum(Eight v) {
+  Four halves[2];
+  std::memcpy(halves, &v, sizeof v);
+  return Sum(halves[0] + halves[1]);
 }
+#endif
+
+#if defined(__AVX512F__)
+inline float Sum(Vector v) {
+  Eight halves[2];
+  std::memcpy(halves, &v, sizeof v);
+  return Sum(halves[0] + halves[1]);
+}
+#endif
 
 template <int Rows, int Outputs, typename W>
 inline void AlongTile(const float* x, const W* w, float* y, int64_t in, int64_t out) {

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from benchmarks.lossless import head as lossless_head
-from benchmarks.lossless import model
+from benchmarks.lossless import model, table_head
 from sdsl_jax.data.prompts import Prompts
 from sdsl_jax.decoding import Head, Sampling, autoregress, speculate
+from sdsl_jax.decoding.feature_drafter import with_tables
 from sdsl_jax.measurement.heads import head_overlap
 from sdsl_jax.measurement.pair import PairSettings, measure_models
 from sdsl_jax.measurement.replay import expected_rounds
@@ -18,8 +19,15 @@ from sdsl_jax.models.feature_head import graft, unrolled
 SAMPLING = Sampling(0.8)
 
 
-def test_overlap_is_that_of_the_unrolled_drafts():
-    head, target = lossless_head(seed=3, taps=(2,)), model(2, 2)
+@pytest.mark.parametrize("ids", [(), (0, 1, 3)])
+def test_overlap_is_that_of_the_unrolled_drafts(ids):
+    """A truncated head is compared on its own ids, which must make no difference."""
+    target = model(2, 2)
+    head = (
+        with_tables(table_head(seed=3, readout_ids=ids), target)
+        if ids
+        else lossless_head(seed=3, taps=(2,))
+    )
     tokens = np.random.default_rng(0).integers(0, 4, (5, 14))
     found = head_overlap(
         head,
@@ -34,7 +42,8 @@ def test_overlap_is_that_of_the_unrolled_drafts():
     p = np.asarray(jax.nn.softmax(out.logits / 0.8))[:, 4:]
     q = unrolled(head.config, head.params, jnp.asarray(tokens[:, :-1]), out.features, 3)
     q = np.asarray(jax.nn.softmax(q / 0.8))[:, :, 4:]
-    assert found.drafts[0].bound() == 1
+    reached = p[..., list(ids)].sum(-1).mean() if ids else 1
+    assert found.drafts[0].bound() == pytest.approx(reached)
     for k in range(3):
         alpha = np.minimum(p, q[k]).sum(-1)
         np.testing.assert_allclose(found.drafts[k].acceptance[0], alpha[:, k:].sum(-1), rtol=1e-4)
