@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -18,10 +19,12 @@ class Point:
     Attributes:
       x: abscissa, in metres
       name: label
+      side: of the axis
     """
 
     x: float
     name: str = ""
+    side: Literal["left", "right"] = "right"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +49,11 @@ CURVE = Curve((Point(1.0), Point(math.inf, "b")), (0.5, 2.0), {"b": Point(2.0, "
 
 def test_what_is_written_is_read():
     values = json.loads(json.dumps(to_json(CURVE), allow_nan=False))
-    assert values["points"][1] == {"x": None, "name": "b"}  # JSON has no infinity
+    assert values["points"][1] == {
+        "x": None,
+        "name": "b",
+        "side": "right",
+    }  # JSON has no infinity
     read = from_json(Curve, values | {"of a later version": 1}, "the file")
     assert math.isnan(read.points[1].x)
     assert read == dataclasses.replace(CURVE, points=(CURVE.points[0], read.points[1]))
@@ -59,6 +66,7 @@ def test_what_is_written_is_read():
         ({"points": 3}, "the file is damaged: it holds 3 as points."),
         ({"points": [{"name": "a"}]}, "the file is damaged: it lacks the key x."),
         ({"points": [{"x": "one"}]}, "it holds 'one' as x."),
+        ({"points": [{"x": 1, "side": "up"}]}, "it holds 'up' as side."),
         ({"ends": [1.0]}, r"it holds \[1.0\] as ends."),
         ({"count": "two"}, "it holds 'two' as count."),
     ],

@@ -134,6 +134,27 @@ def test_figures_show_something(tiny_study):
 
 
 @pytest.mark.slow
+def test_a_study_that_decodes_nothing_has_figures_and_a_report(tiny_study, tmp_path):
+    """As with measure.decode = "none"; a figure of an earlier run must not stay."""
+    folder = tmp_path / "study"
+    shutil.copytree(tiny_study, folder)
+    write_table(folder / "records", "survival", [])
+    exact = [
+        r
+        for r in read_table(folder / "records", "acceptance")
+        if not r.estimator.startswith("decoded")
+    ]
+    write_table(folder / "records", "acceptance", exact)
+    run_study(tiny(), folder, only="figures")
+    assert not list((folder / "figures").glob("survival.*"))
+    assert (folder / "figures" / "predicted.png").exists()
+    run_study(tiny(), folder, only="report")
+    page = (folder / "report.html").read_text()
+    assert CAPTIONS["predicted"].split(",")[0] in page
+    assert CAPTIONS["survival"].split(",")[0] not in page
+
+
+@pytest.mark.slow
 def test_report_is_self_contained(tiny_study):
     page = (tiny_study / "report.html").read_text()
     assert (

@@ -106,8 +106,9 @@ def measure_conditions(
 
     Nothing is decoded by a pair. One pass of each model over a text serves every temperature and the
     losses as well. The targets' own samples are drawn and scored at the temperature that they stand
-    for. Rows of the study's own domain and temperature repeat those of the measure stage, so the
-    table is complete by itself.
+    for. Rows of the study's own domain and temperature repeat those of the measure stage, so that
+    laws find a complete table; where no law will be fitted, the own domain is left out if no other
+    temperature asks for it.
 
     Args:
       config: The study.
@@ -121,9 +122,12 @@ def measure_conditions(
         damaged.
     """
     check_conditions(config)
-    domains = _domains(config, dataset, progress)
     own = load_models(records, study)
     other_records, others = load_other_drafts(config, dataset, study)
+    domains = _domains(config, dataset, progress)
+    for_laws = any(r.role == "draft" and r.trained_for == "text" for r in records)
+    if not (for_laws or others or len(domains[0].temperatures) > 1):
+        domains = domains[1:]
     drafts, targets, _ = by_role(own, records)
     heads = load_heads(records, study, own)
     models = StudyModels(drafts | others, targets, heads).aligned

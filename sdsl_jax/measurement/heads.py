@@ -35,24 +35,39 @@ class HeadOverlap(NamedTuple):
     drawn: Float[np.ndarray, "contexts T K"] | None
 
 
-@functools.partial(jax.jit, static_argnames=("head", "target", "first", "drafts"))
-def _compare(
-    head_params: Any,
-    target_params: Any,
+@functools.partial(jax.jit, static_argnames=("target", "taps", "first"))
+def _told(
+    params: Any,
     tokens: Int[Array, "B L"],
+    *,
+    target: ModelConfig,
+    taps: tuple[int, ...],
+    first: int,
+) -> tuple[Float[Array, "B T V"], Float[Array, "B L F"]]:
+    """The target's logits from a position on, and the hidden states that heads read. A program of its
+    own, since it takes long to compile and serves every head."""
+    with jax.default_matmul_precision("highest"):
+        told = outputs(target, params, tokens, taps=taps)
+    assert told.features is not None
+    return told.logits[:, first:], told.features
+
+
+@functools.partial(jax.jit, static_argnames=("head", "first", "drafts"))
+def _compare(
+    params: Any,
+    tokens: Int[Array, "B L"],
+    told: tuple[Float[Array, "B T V"], Float[Array, "B L F"]],
     following: Int[Array, "B T"] | None,
     sampling: Sampling,
     *,
     head: HeadConfig,
-    target: ModelConfig,
     first: int,
     drafts: int,
 ) -> tuple[Float[Array, "K B T"], Float[Array, "B T K"] | None, Float[Array, "B T"] | None]:
+    target_logits, features = told
     with jax.default_matmul_precision("highest"):
-        told = outputs(target, target_params, tokens, taps=head.taps)
-        assert told.features is not None
-        logits = unrolled(head, head_params, tokens, told.features, drafts, compact=True)
-    p = probabilities(told.logits[:, first:], sampling)
+        logits = unrolled(head, params, tokens, features, drafts, compact=True)
+    p = probabilities(target_logits, sampling)
     q = probabilities(logits[:, :, first:], sampling)
     # Of a truncated head only its own ids count: there q is not 0.
     ids = np.asarray(head.body.readout_ids, int)
@@ -111,15 +126,18 @@ def head_overlap(
     for begin in range(0, n, rows):
         # Repeats of the first contexts fill up the last chunk.
         index = np.arange(begin, begin + rows) % n
+        tokens = jnp.asarray(contexts[index])
+        told = _told(
+            target.params, tokens, target=target.config, taps=head.config.taps, first=int(first)
+        )
         some, ratios, reach = _compare(
             head.params,
-            target.params,
-            jnp.asarray(contexts[index]),
+            tokens,
+            told,
             None if following is None else jnp.asarray(following[index]),
             sampling.check(),
             head=head.config,
-            target=target.config,
-            first=first,
+            first=int(first),
             drafts=drafts,
         )
         kept = slice(0, min(rows, n - begin))

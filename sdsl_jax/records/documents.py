@@ -115,6 +115,8 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
         )
         if len(of) == len(value):
             return origin(_convert(item, kind, where) for item, kind in zip(value, of))
+    elif origin is typing.Literal and value in arguments:
+        return value
     elif origin is dict and isinstance(value, dict):
         return {key: _convert(item, arguments[1], where) for key, item in value.items()}
     elif annotation is float and not isinstance(value, bool | str):

@@ -47,8 +47,14 @@ CAPTIONS = {
 }
 
 
+def figures_of(records: StudyRecords) -> list[str]:
+    """The figures of `CAPTIONS` that the records of a study with laws hold something for."""
+    return [name for name in CAPTIONS if name != "survival" or records.survival]
+
+
 def draw_figures(records: StudyRecords, folder: Path) -> None:
-    """Draws every figure of `CAPTIONS`, and those of the evidence that the records hold, as PNG and PDF.
+    """Draws the figures of `CAPTIONS`, and those of the evidence, that the records hold something for, as
+    PNG and PDF, and removes older ones of the others.
 
     Args:
       records: Records of the study.
@@ -58,7 +64,11 @@ def draw_figures(records: StudyRecords, folder: Path) -> None:
       SdslError: A record is missing or damaged, or a file cannot be written.
     """
     for name, draw in _FIGURES.items():
-        draw(records, folder, name)
+        if name in figures_of(records):
+            draw(records, folder, name)
+        else:
+            for ending in ("png", "pdf"):
+                (folder / f"{name}.{ending}").unlink(missing_ok=True)
     draw_evidence(records, folder)
 
 
@@ -213,7 +223,7 @@ def draw_plane(
 
 def _predicted(records: StudyRecords, folder: Path, name: str) -> None:
     fits = records.fits.acceptance_laws
-    largest = max(r.lookahead for r in records.survival)
+    largest = max((r.lookahead for r in records.survival), default=0)
     columns = min(3, len(fits))
     rows_of_axes = -(-len(fits) // columns)
     size = 4.4 * columns, 4.3 * rows_of_axes
@@ -223,10 +233,9 @@ def _predicted(records: StudyRecords, folder: Path, name: str) -> None:
         for axis, fit in zip(axes.ravel(), fits):
             law, ends, estimator = records.laws.acceptance[fit.law], [], fit.estimator or ""
             for target, style in series(records.targets):
-                for of, lookahead, fill in (
-                    (estimator, None, style["color"]),
-                    ("decoded_per_test", largest, "white"),
-                ):
+                shown = [(estimator, None, style["color"])]
+                shown += [("decoded_per_test", largest, "white")] * (largest > 0)
+                for of, lookahead, fill in shown:
                     rows = _of_target(_pairs(records, of, lookahead), target)
                     predicted = [float(law(_point(d), _point(t))) for d, t, _ in rows]
                     measured = [r.alpha for *_, r in rows]
@@ -244,7 +253,11 @@ def _predicted(records: StudyRecords, folder: Path, name: str) -> None:
                         for target, style in series(records.targets)
                     ),
                     handle(f"filled: {NAMES[estimator]}", marker="o"),
-                    handle(f"hollow: live decoder, γ = {largest}", marker="o", mfc="white"),
+                    *(
+                        [handle(f"hollow: live decoder, γ = {largest}", marker="o", mfc="white")]
+                        if largest
+                        else []
+                    ),
                 ],
                 loc="upper left",
             )

@@ -17,7 +17,7 @@ from sdsl_jax.evidence import Evidence, StudyRecords
 from sdsl_jax.records import AcceptanceRecord, write_text
 from sdsl_jax.records.codesign import CodesignEntry, CodesignLandscape
 from sdsl_jax.report.evidence_figures import EVIDENCE_CAPTIONS
-from sdsl_jax.report.figures import CAPTIONS
+from sdsl_jax.report.figures import CAPTIONS, figures_of
 from sdsl_jax.report.style import NAMES, target_label
 from sdsl_jax.report.warnings import fit_warnings, marked, optima_warnings
 
@@ -42,7 +42,7 @@ def write_report(
     images = {
         key: base64.b64encode(path.read_bytes()).decode()
         for key, path in paths.items()
-        if path.exists() or (key in CAPTIONS and records.has_fits)
+        if path.exists() or (records.has_fits and key in figures_of(records))
     }
     fits = [records.fits.loss_law, *records.fits.acceptance_laws] if records.has_fits else []
     entries = records.codesign if fits else []

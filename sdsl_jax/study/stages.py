@@ -388,9 +388,10 @@ _TIMED = tuple(f"records/{n}.csv" for n in ("runs", "timed_models"))
 _RACED = "records/race.csv"
 _FITS, _EVIDENCE, _CHECKS = (f"records/{n}.json" for n in ("fits", "evidence", "checks"))
 _SOLVED = ("records/codesign.json", "records/landscapes.json", "records/clock.csv")
+# Survival is drawn as well where something was decoded.
 _FIGURES = tuple(
     f"figures/{name}.png"
-    for name in ("loss", "acceptance", "predicted", "speedup", "optimiser", "survival", "latency")
+    for name in ("loss", "acceptance", "predicted", "speedup", "optimiser", "latency")
 )
 _MODEL, _MAKING = ("seed", "data", "family"), ("ladder", "training", "measure")
 # In the order in which they run. What a stage depends on is part of its digest, in this order.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from sdsl_jax.evidence import Evidence
 from sdsl_jax.evidence.clock_sizes import _straight, clock_sizes
 from sdsl_jax.fitting.law_files import read_fits
 from sdsl_jax.records import ExpectedRecord, RunRecord
+from sdsl_jax.records.documents import from_json, to_json
 from sdsl_jax.report.clock_sizes_figure import draw_clock_sizes
 from sdsl_jax.theory import tokens_per_round
 
@@ -223,7 +225,8 @@ def test_straight_lines_pass_through_their_knots_and_go_on():
 
 @pytest.mark.slow
 def test_the_figure_and_the_section(found, tmp_path):
-    evidence = Evidence(clock_sizes=found)
+    written = json.loads(json.dumps(to_json(Evidence(clock_sizes=found))))
+    evidence = from_json(Evidence, written, "the file")
     assert draw_clock_sizes(records(evidence=evidence), tmp_path, "clock_sizes")
     assert (tmp_path / "clock_sizes.png").stat().st_size > 10_000
     section = evidence_section(evidence, {"clock_sizes": "AAAA"})

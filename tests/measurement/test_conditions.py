@@ -12,7 +12,7 @@ from sdsl_jax.config import ConditionsConfig, DomainConfig, load_study, to_toml
 from sdsl_jax.data import load_dataset
 from sdsl_jax.decoding import Head
 from sdsl_jax.errors import SdslError
-from sdsl_jax.measurement import check_conditions, measure_conditions, measure_study, stage
+from sdsl_jax.measurement import check_conditions, conditions, measure_conditions, measure_study
 from sdsl_jax.models.feature_head import HeadConfig, graft
 from sdsl_jax.progress import Silent
 from sdsl_jax.records import read_table
@@ -119,7 +119,9 @@ def test_a_head_is_measured_in_every_domain(measured, measured_study, dataset, m
     body = load_recorded(draft, measured_study).model
     config = HeadConfig(body.config, target.width, (1,))
     head = Head(config, graft(config, body.params))
-    monkeypatch.setattr(stage, "load_heads", lambda *arguments: {"head": (head, target.model_id)})
+    monkeypatch.setattr(
+        conditions, "load_heads", lambda *arguments: {"head": (head, target.model_id)}
+    )
     study = with_conditions(temperatures=(0.6,), domains=(DomainConfig("early", "validation"),))
     progress = Counted()
     found = measure_conditions(study, dataset, [draft, target], measured_study, progress)
