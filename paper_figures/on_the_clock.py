@@ -39,6 +39,7 @@ def read(folders: Sequence[str]) -> list[ClockSizes]:
 
 def compute(answers: Sequence[ClockSizes]) -> pd.DataFrame:
     """A row for each target and cost."""
+    confidence = {t.target_id: a.confidence for a in reversed(answers) for t in a.targets}
     rows = []
     for target in targets_of(answers):
         for cost in ("flops", "clock"):
@@ -55,7 +56,12 @@ def compute(answers: Sequence[ClockSizes]) -> pd.DataFrame:
             for percent in (1, 5):
                 low, high = getattr(best, f"within_{percent}pct")
                 row |= {f"low_{percent}pct": low, f"high_{percent}pct": high}
-            rows.append(row | {"inside": best.inside, "pays": best.pays})
+            smallest, largest = best.on_edges
+            row |= {"inside": best.inside, "on_smallest": smallest, "on_largest": largest}
+            row |= dict(
+                zip(("open_low", "open_high"), best.open_ends(confidence[target.target_id]))
+            )
+            rows.append(row | {"pays": best.pays})
     return pd.DataFrame(rows)
 
 
@@ -67,7 +73,9 @@ def listing(table: pd.DataFrame, answers: Sequence[ClockSizes]) -> str:
     ]
     for r in table.itertuples():
         laws = r.source == "laws"
-        ratio = f" [{r.ratio_low:.3g}, {r.ratio_high:.3g}]" if laws else " (measured)"
+        below, above = "≤ " * r.open_high, "≥ " * r.open_low
+        ends = f" [{below}{r.ratio_low:.3g}, {above}{r.ratio_high:.3g}]"
+        ratio = ends if laws else " (measured)"
         mark = "" if r.inside > 0.5 else " †"
         cells = [
             short_count(r.target_params),
@@ -83,7 +91,11 @@ def listing(table: pd.DataFrame, answers: Sequence[ClockSizes]) -> str:
             r.pays,
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "†: the smallest or the largest draft; the best one may lie beyond it.", ""]
+    lines += [
+        "",
+        "†: the smallest or the largest draft; the best one may lie beyond it. ≤ and ≥: so may that end.",
+        "",
+    ]
     for answer in answers:
         for c in answer.claims:
             found = f"{c.estimate:.3g} [{c.low:.3g}, {c.high:.3g}]"

@@ -494,8 +494,10 @@ def test_predictions_come_before_what_they_are_about(tmp_path, monkeypatch):
     page = (tmp_path / "report.html").read_text()
     assert "What was predicted before it was measured" in page
     assert predictions["already_measured"] == []
-    run_study(config, tmp_path, progress=(again := Notes()))
+    patient = dataclasses.replace(config, takes="a minute")
+    run_study(patient, tmp_path, progress=(again := Notes()))
     assert again.tasks == []
+    assert again.notes[0] == "takes a minute"
     assert len(there) == 1
     changed = tiny(
         ladder=ladder,

@@ -29,9 +29,8 @@ from sdsl_jax.theory import (
 
 # Joint draws of laws and timings; sizes that N* is looked for among.
 _DRAWS, _GRID = 200, 193
-# Drafts that a line of S over N needs; share of draws whose N* must lie among the trained sizes for
-# a claim about it to be answered.
-_FEWEST_DRAFTS, _INSIDE = 4, 0.9
+# Drafts that a line of S over N needs.
+_FEWEST_DRAFTS = 4
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,8 @@ class BestSize:
       speedups: S at the best lookahead of each of them
       cost_error: median relative error of the costs behind the line at the drafts; not a number
         without a law
+      on_edges: shares of draws whose N* is the smallest and the largest draft; an interval of N* that
+        ends there is open
     """
 
     draft_params: Estimate
@@ -96,6 +97,12 @@ class BestSize:
     sizes: list[float]
     speedups: list[float]
     cost_error: float
+    on_edges: tuple[float, float] = (0.0, 0.0)
+
+    def open_ends(self, confidence: float) -> tuple[bool, bool]:
+        """Whether the interval of N* is open at its lower and at its upper end."""
+        tail = (1 - confidence) / 2
+        return self.on_edges[0] >= tail, self.on_edges[1] >= tail
 
 
 @dataclass(frozen=True)
@@ -146,12 +153,25 @@ class ClockSizes:
 
 
 class _Drawn(NamedTuple):
-    """N*, γ* and S* of the laws, the estimate first and its draws after it, each [1 + draws]."""
+    """Optima of the laws, the estimate first and its draws after it, each [1 + draws].
+
+    Attributes:
+      params: N*.
+      lookahead: γ*.
+      speedup: Speed-up of the estimate's N* and γ*. The largest of a noisy curve, chosen anew in every
+        draw, would be too high.
+      edge: −1 where N* is the smallest size, 1 where it is the largest, else 0.
+    """
 
     params: Float[np.ndarray, " draws"]
     lookahead: Float[np.ndarray, " draws"]
     speedup: Float[np.ndarray, " draws"]
-    inside: Float[np.ndarray, " draws"]
+    edge: Int[np.ndarray, " draws"]
+
+    def determined(self, confidence: float) -> bool:
+        """Whether N* and both ends of its interval lie inside the sizes that were trained."""
+        tail = (1 - confidence) / 2
+        return self.edge[0] == 0 and all((self.edge[1:] == end).mean() < tail for end in (-1, 1))
 
 
 class _Timed(NamedTuple):
@@ -239,8 +259,9 @@ def clock_sizes(records: StudyRecords) -> ClockSizes | None:
         basis="a round costs its seconds over those of plain decoding in the same repetition (medians over repetitions), or its "
         "FLOPs with a verify pass as one step; between timed lookaheads costs lie on straight lines. Points: exact tokens per "
         "round on the target's own samples. Lines and optima: the best acceptance law, with the losses of the loss law and the "
-        "measured loss of the target, and costs of rounds that are fitted to those of the drafts, v(γ) + γ·(b₁·√N + b₂·N); "
-        f"intervals from {_DRAWS} joint draws of both laws, of the repetitions and of the weights of the drafts in that fit. "
+        "measured loss of the target, and costs of rounds that are fitted to those of the drafts, v(γ) + γ·(b₁·√N + b₂·N) with "
+        f"b₁ and b₂ not negative; intervals from {_DRAWS} joint draws of both laws, of the repetitions and of the weights of the "
+        "drafts in that fit. The interval of S* is that of the estimate's N* and γ*. "
         "The scatter of the target's own loss between training runs is not in them",
     )
 
@@ -408,8 +429,8 @@ def _by_laws(
     drawn = _Drawn(
         sizes[at],
         lookaheads[speedups.argmax(axis=2)[draws, at]].astype(float),
-        curves[draws, at],
-        ((at > 0) & (at < _GRID - 1)).astype(float),
+        speedups[:, at[0], speedups[0, at[0]].argmax()],
+        (at == _GRID - 1).astype(int) - (at == 0),
     )
 
     def within(share: float) -> tuple[float, float]:
@@ -428,7 +449,8 @@ def _by_laws(
         lookahead=_estimate(drawn.lookahead, confidence),
         speedup=speedup,
         pays=answer_of(speedup.low > 1, speedup.high < 1),
-        inside=float(drawn.inside.mean()),
+        inside=float((drawn.edge == 0).mean()),
+        on_edges=(float((drawn.edge[1:] < 0).mean()), float((drawn.edge[1:] > 0).mean())),
         within_1pct=within(0.01),
         within_5pct=within(0.05),
         sizes=[float(n) for n in sizes],
@@ -448,8 +470,9 @@ def _costs_of_sizes(
 
     C(N, γ) = v(γ) + γ·(b₁·√N + b₂·N): at one depth the products of a step grow as N, and its
     embedding, readout and attention as the width, so as √N. The fixed time of a draft step is in v.
-    Squares of relative errors are least. Draws weigh the drafts at random, by exponential numbers
-    (the Bayesian bootstrap): some shapes are faster than their size says.
+    b₁ and b₂ are not negative: no draft is faster for being larger. Squares of relative errors are
+    least. Draws weigh the drafts at random, by exponential numbers (the Bayesian bootstrap): some
+    shapes are faster than their size says.
     """
     draws, _, most = costs.shape
     lookaheads = np.arange(1, most + 1.0)
@@ -468,8 +491,19 @@ def _costs_of_sizes(
         costs = np.broadcast_to(costs, (len(weights), *costs.shape[1:]))
     # In relative terms: the columns over the costs are to add up to 1.
     x = (of_drafts / costs[..., None]).reshape(len(weights), -1, of_drafts.shape[2])
-    weighted = (np.repeat(weights, most, axis=1)[..., None] * x).swapaxes(1, 2)
-    solved = np.linalg.solve(weighted @ x, weighted.sum(axis=2, keepdims=True))[..., 0]
+    weighted = np.repeat(weights, most, axis=1)[..., None] * x
+    candidates, errors = [], []
+    # The least squares under both bounds are those of one of the sets of slopes that are not 0.
+    for slopes in ((0, 1), (0,), (1,), ()):
+        kept = [*range(most), *(most + slope for slope in slopes)]
+        normal = weighted[..., kept].swapaxes(1, 2) @ x[..., kept]
+        found = np.zeros((len(weights), of_drafts.shape[2]))
+        found[:, kept] = np.linalg.solve(normal, weighted[..., kept].sum(axis=1)[..., None])[..., 0]
+        off = np.einsum("dnc,dc->dn", x, found) - 1
+        error = (np.repeat(weights, most, axis=1) * np.square(off)).sum(axis=1)
+        candidates.append(found)
+        errors.append(np.where((found[:, most:] >= 0).all(axis=1), error, np.inf))
+    solved = np.asarray(candidates)[np.argmin(errors, axis=0), np.arange(len(weights))]
     error = np.abs(of_drafts @ solved[0] / costs[0] - 1)
     return np.einsum("ngc,dc->dng", columns(sizes), solved), float(np.median(error))
 
@@ -499,6 +533,7 @@ def _by_measurement(target: ModelRecord, drafts: Sequence[MeasuredDraft], cost: 
         speedup=found.speedup,
         pays=answer_of(found.speedup.low > 1, found.speedup.high < 1),
         inside=float(min(others) < size < max(others)),
+        on_edges=(float(size == min(others)), float(size == max(others))),
         within_1pct=within(0.01),
         within_5pct=within(0.05),
         sizes=[],
@@ -511,7 +546,7 @@ def _claims(
     cost: str, targets: Sequence[TargetSizes], drawn: Sequence[_Drawn], confidence: float
 ) -> list[Claim]:
     """The paper's ratio and proportionality, from the targets whose N* lies inside the sizes of their drafts."""
-    kept = [(t, d) for t, d in zip(targets, drawn) if d.inside[0] and d.inside.mean() > _INSIDE]
+    kept = [(t, d) for t, d in zip(targets, drawn) if d.determined(confidence)]
     if not kept:
         return []
     where = {"clock": "on the clock", "flops": "in FLOPs"}[cost]

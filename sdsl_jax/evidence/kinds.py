@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float
@@ -37,8 +37,6 @@ class KindResult:
       train_tokens: tokens trained on since the parent
       seeds: seeds
       alpha: mean acceptance of the first draft of a round
-      domain_alpha: the same after prompts of each domain that the study adds to its own text, by name; of
-        one seed with the interval of its prompts
       later_alpha: that of the fourth draft; the first one's where it does not depend on the number,
         and not a number for a head that gives fewer
       cost: FLOPs of a draft step over those of a target step; of a head one that reads features
@@ -48,6 +46,8 @@ class KindResult:
       clock_lookahead: lookahead of the best speed-up on the clock; 0 if none was timed
       clock_speedup: speed-up on the clock, of one seed, over repetitions that did not choose the lookahead
       train_flops: FLOPs of training: its own, the teacher's passes and those of its parents
+      domain_alpha: `alpha` after prompts of each domain that the study adds to its own text, by name; of
+        one seed with the interval of its prompts
     """
 
     kind: str
@@ -57,7 +57,6 @@ class KindResult:
     train_tokens: int
     seeds: int
     alpha: Estimate
-    domain_alpha: dict[str, Estimate]
     later_alpha: Estimate
     cost: float
     lookahead: int
@@ -66,6 +65,7 @@ class KindResult:
     clock_lookahead: int
     clock_speedup: Estimate
     train_flops: float
+    domain_alpha: dict[str, Estimate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float
@@ -51,12 +51,12 @@ class RaceResult:
       lookahead: its γ
       ngram: n-grams of at least so many tokens drafted first; 0 for the draft alone
       temperature: sampling temperature
-      rivals: all decoders on the choosing prompts, the fastest first
       prompts: prompts that judged it
       speedups: speed-up by kind of text, and of all together
       tokens_per_round: tokens of a round, all kinds together
       predicted: its speed-up on the choosing prompts, which is a little too high, as of any winner
       error: how far the judged speed-up is from it, as a share of it
+      decoders: all decoders on the choosing prompts, the fastest first
     """
 
     target_id: str
@@ -64,12 +64,12 @@ class RaceResult:
     lookahead: int
     ngram: int
     temperature: float
-    rivals: list[Rival]
     prompts: int
     speedups: dict[str, Estimate]
     tokens_per_round: float
     predicted: float
     error: float
+    decoders: list[Rival] = field(default_factory=list)
 
     def __str__(self) -> str:
         ngrams = f"n-grams of {self.ngram} tokens or more"
@@ -80,7 +80,7 @@ class RaceResult:
             for name, s in self.speedups.items()
         )
         return (
-            f"T = {self.temperature:g}: {draft}{first}, γ = {self.lookahead}, best of {len(self.rivals)}. Speed-up on "
+            f"T = {self.temperature:g}: {draft}{first}, γ = {self.lookahead}, best of {len(self.decoders)}. Speed-up on "
             f"{self.prompts} other prompts: {kinds}. Predicted {self.predicted:.2f}, {self.error:+.1%} off."
         )
 
@@ -175,10 +175,10 @@ def _result(rows: Sequence[RaceRecord], confidence: float, seed: int) -> RaceRes
         lookahead=won.lookahead,
         ngram=won.ngram,
         temperature=won.temperature,
-        rivals=rivals,
         prompts=len({r.prompt for r in fast}),
         speedups=speedups,
         tokens_per_round=_tokens_per_round(fast),
         predicted=predicted,
         error=speedups[ALL].estimate / predicted - 1,
+        decoders=rivals,
     )

@@ -24,6 +24,7 @@ from sdsl_jax.measurement.study_models import aligned, load_heads, load_models
 from sdsl_jax.measurement.threads import computing_threads
 from sdsl_jax.progress import Progress
 from sdsl_jax.records import ModelRecord, RaceRecord
+from sdsl_jax.seeds import derive_seed
 
 _CHOOSING, _JUDGING = "choosing", "judging"
 
@@ -157,7 +158,11 @@ def race_study(
     def run(part: str, which: list[int], temperature: float) -> list[Run]:
         tokens, domains = parts[part]
         runs = compiled.time(
-            tokens[:, None], sampling=Sampling(temperature), seed=config.seed, which=which
+            tokens[:, None],
+            sampling=Sampling(temperature),
+            # Other prompts are decoded with other noise.
+            seed=derive_seed("race", config.seed, part, temperature),
+            which=which,
         )
         rows.extend(
             RaceRecord(

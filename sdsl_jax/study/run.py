@@ -59,12 +59,13 @@ def run_study(
         f"the stage {only!r} does not exist; the stages are {', '.join(STAGES)}.",
     )
     config = config if isinstance(config, StudyConfig) else load_study(config)
+    progress = progress or Silent()
+    if only is None and config.takes:
+        progress.note(f"takes {config.takes}")
     config = with_vocabulary(config)
     folder = Path(folder)
     require_study_folder(folder)
-    study = Study(config, folder, progress or Silent())
-    if only is None and config.takes:
-        study.progress.note(f"takes {config.takes}")
+    study = Study(config, folder, progress)
     if only is None:
         from sdsl_jax.measurement import check_conditions
         from sdsl_jax.training import check_ladder

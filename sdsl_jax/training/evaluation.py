@@ -143,7 +143,7 @@ def given_record(
         if (record.params_digest, record.data_digest, record.evaluation_windows) == same:
             # The losses are the model's; where it lies and what it is called may have changed since.
             return dataclasses.replace(record, **now)
-    progress.note(f"{opened.record.model_id}: its losses on the study's text are measured")
+    progress.note(f"measuring the losses of {opened.record.model_id} on the study's text")
     params = load_model(path).params
     losses_of = functools.partial(window_losses, params, model=opened.config)
     return dataclasses.replace(

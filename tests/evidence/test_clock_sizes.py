@@ -6,11 +6,12 @@ import json
 
 import numpy as np
 import pytest
+import scipy.optimize
 from evidence_records import BASE, config, evidence_section, model, records
 from report_page import Page, assert_readable
 
 from sdsl_jax.evidence import Evidence
-from sdsl_jax.evidence.clock_sizes import _straight, clock_sizes
+from sdsl_jax.evidence.clock_sizes import _costs_of_sizes, _straight, clock_sizes
 from sdsl_jax.fitting.law_files import read_fits
 from sdsl_jax.records import ExpectedRecord, RunRecord
 from sdsl_jax.records.documents import from_json, to_json
@@ -173,6 +174,7 @@ def test_claims_follow_the_optima(found):
     """Slopes and ratios of the optima; on the clock a fixed cost of every step makes the best draft larger."""
     for where, title in (("clock", "on the clock"), ("flops", "in FLOPs")):
         kept = [t for t in found.targets if getattr(t, where).inside == 1.0]
+        assert not any(any(getattr(t, where).open_ends(0.9)) for t in kept)
         m = np.log([t.target_params for t in kept])
         n = np.log([getattr(t, where).draft_params.estimate for t in kept])
         ratio, slope = (c for c in found.claims if c.claim.endswith(title))
@@ -213,6 +215,35 @@ def test_without_laws_the_best_measured_draft_stands():
 def test_nothing_is_said_where_nothing_was_timed():
     assert clock_sizes(study().replaced(runs=[], timed_runs=[])) is None
     assert clock_sizes(study().replaced(expected=[], measured_rounds=[])) is None
+
+
+def test_no_draft_is_faster_for_being_larger():
+    """The fit under bounds is scipy's, for measured costs that fall with the size and for others."""
+    random = np.random.default_rng(0)
+    trained = np.geomspace(1e3, 1e5, 6)
+    costs = 1.5 * np.exp(0.3 * random.normal(size=(201, 6, 3)))
+    fitted, _ = _costs_of_sizes(costs, trained, trained, np.random.default_rng(1))
+    assert (np.diff(fitted, axis=1) >= -1e-9).all()
+    relative = trained / trained.max()
+    for draw in range(20):
+        if draw == 0:
+            weights = np.ones(6)
+            drawn = np.random.default_rng(1).exponential(size=(200, 6))
+        else:
+            weights = drawn[draw - 1]
+        slopes = np.stack([np.sqrt(relative), relative], axis=-1)
+        x = np.concatenate(
+            [
+                np.broadcast_to(np.eye(3), (6, 3, 3)),
+                np.arange(1, 4)[:, None] * slopes[:, None],
+            ],
+            axis=2,
+        )
+        rows = (np.sqrt(weights)[:, None, None] * x / costs[draw][..., None]).reshape(-1, 5)
+        wanted = np.repeat(np.sqrt(weights), 3)
+        bounds = [-np.inf] * 3 + [0.0] * 2, np.inf
+        best = scipy.optimize.lsq_linear(rows, wanted, bounds, tol=1e-14)
+        np.testing.assert_allclose(fitted[draw], x @ best.x, rtol=1e-5)
 
 
 def test_straight_lines_pass_through_their_knots_and_go_on():

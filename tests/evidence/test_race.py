@@ -43,8 +43,11 @@ def test_speed_ups_are_ratios_of_rates_over_all_prompts():
     found = race(SimpleNamespace(race=rows, config=CONFIG))
     (result,) = found.results
     assert (result.draft_id, result.lookahead, result.prompts) == ("x", 2, 4)
-    assert [(r.draft_id, r.lookahead, r.ngram) for r in result.rivals] == [("x", 2, 0), ("y", 1, 0)]
-    assert [r.speedup.estimate for r in result.rivals] == pytest.approx([3.5 / 2, 3.5 / 4])
+    assert [(r.draft_id, r.lookahead, r.ngram) for r in result.decoders] == [
+        ("x", 2, 0),
+        ("y", 1, 0),
+    ]
+    assert [r.speedup.estimate for r in result.decoders] == pytest.approx([3.5 / 2, 3.5 / 4])
     estimates = {name: s.estimate for name, s in result.speedups.items()}
     assert estimates == pytest.approx({"all": 11.5 / 7, "a": 5 / 2.5, "b": 6.5 / 4.5})
     assert result.tokens_per_round == 3

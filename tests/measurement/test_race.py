@@ -22,6 +22,8 @@ def test_a_pattern_that_names_no_draft(measured_study):
     config = dataclasses.replace(tiny(), race=RaceConfig(drafts=("head-*",)))
     with pytest.raises(SdslError, match="names none of draft-"):
         racing(config, models)
+    with pytest.raises(SdslError, match=r'holds "ngram", but race.ngram_first has no n except 0'):
+        RaceConfig(drafts=("ngram",))
 
 
 def test_prompts_of_a_domain_are_the_first_tokens_of_its_documents(tmp_path):

@@ -12,11 +12,12 @@ from sdsl_jax.config import HEAD_KINDS
 from sdsl_jax.data import load_dataset
 from sdsl_jax.decoding.exit_drafter import shared_blocks
 from sdsl_jax.errors import SdslError
+from sdsl_jax.evidence import StudyRecords
 from sdsl_jax.evidence.kinds import kinds as kinds_of
 from sdsl_jax.models import count
 from sdsl_jax.models.cuts import cut, leading
 from sdsl_jax.progress import Silent
-from sdsl_jax.records import read_table
+from sdsl_jax.records import read_table, write_table
 from sdsl_jax.study import run_study
 from sdsl_jax.training import plan_rungs, train_rungs
 
@@ -164,6 +165,14 @@ def test_a_study_compares_kinds(target, measured_study, dataset, tmp_path, sdsl)
     assert {r.draft_id for r in records.runs} == {"", "draft-600-16k-s0"}
     answer = kinds_of(records)
     assert {r.kind for r in answer.results} == {"independent", *kinds}
+    assert answer.domains == []
+    rows = [r for r in records.measured_acceptance if r.estimator == "teacher_forced_samples"]
+    elsewhere = [dataclasses.replace(r, domain="code", alpha=r.alpha / 2) for r in rows]
+    write_table(tmp_path / "study" / "records", "conditions", [*rows, *elsewhere])
+    again = kinds_of(StudyRecords(tmp_path / "study"))
+    assert again.domains == ["code"]
+    for one in again.results:
+        assert one.domain_alpha["code"].estimate == pytest.approx(one.alpha.estimate / 2)
     by_id = {m.model_id: m for m in records.trained}
     for row in records.measured_rounds:
         if by_id[row.draft_id].kind not in HEAD_KINDS:

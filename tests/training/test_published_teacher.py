@@ -69,7 +69,7 @@ def test_the_record_of_a_published_target(own, published, tmp_path):
         assert getattr(record, name) == getattr(own.record, name)
     for name in ("loss_nats", "loss_nats_low", "validation_loss_nats", "bits_per_byte"):
         assert getattr(record, name) == pytest.approx(getattr(own.record, name), rel=1e-6)
-    assert sum("its losses on the study's text are measured" in note for note in notes.notes) == 1
+    assert sum("measuring the losses of" in note for note in notes.notes) == 1
     assert given_record(config, dataset, published, tmp_path, [record], notes) == record
     # The same weights elsewhere keep their losses, and are named from where they lie now.
     shutil.copytree(published, tmp_path / "moved")
