@@ -189,7 +189,7 @@ def test_records_of_pairs_to_a_prediction(sdsl, records):
     assert status == 0
     Path("acceptance.json").write_text(out)
     laws = json.loads(out)["acceptance_laws"]
-    assert len(laws) == 5
+    assert len(laws) == 6
     assert all(set(law) >= KEYS | {"left_out_rmse"} for law in laws)
     errors = [law["left_out_rmse"] for law in laws]
     assert errors == sorted(errors)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sdsl_jax.codesign.laws import (
+    FORMS_HOLD,
     AlphaRange,
     intervals_over_draws,
     law_caveats,
@@ -52,7 +53,7 @@ def test_draws_of_two_laws_are_cut_to_one_length():
     gap = LogitGap(1.0, 1.0)
     found = law_draws(drawn(gap, 7), drawn(gap, 5))
     assert (found.count, len(found.loss.level)) == (5, 5)
-    assert found.basis.endswith("taken as independent")
+    assert found.basis.endswith(f"taken as independent; {FORMS_HOLD}")
     together = [drawn(gap, 7, Path("fits.json")) for _ in range(2)]
     found = law_draws(*together, most=3)
     assert (found.count, found.basis) == (3, "a bootstrap")
