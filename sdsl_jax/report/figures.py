@@ -233,8 +233,9 @@ def _predicted(records: StudyRecords, folder: Path, name: str) -> None:
         for axis, fit in zip(axes.ravel(), fits):
             law, ends, estimator = records.laws.acceptance[fit.law], [], fit.estimator or ""
             for target, style in series(records.targets):
-                shown = [(estimator, None, style["color"])]
-                shown += [("decoded_per_test", largest, "white")] * (largest > 0)
+                shown: list[tuple[str, int | None, Any]] = [(estimator, None, style["color"])]
+                if largest:
+                    shown.append(("decoded_per_test", largest, "white"))
                 for of, lookahead, fill in shown:
                     rows = _of_target(_pairs(records, of, lookahead), target)
                     predicted = [float(law(_point(d), _point(t))) for d, t, _ in rows]
