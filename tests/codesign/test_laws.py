@@ -56,7 +56,7 @@ def test_draws_of_two_laws_are_cut_to_one_length():
     assert found.basis.endswith(f"taken as independent; {FORMS_HOLD}")
     together = [drawn(gap, 7, Path("fits.json")) for _ in range(2)]
     found = law_draws(*together, most=3)
-    assert (found.count, found.basis) == (3, "a bootstrap")
+    assert (found.count, found.basis) == (3, f"a bootstrap; {FORMS_HOLD}")
     published = law_draws(LOSS, ACCEPTANCE)
     assert published.loss is None
     assert "loss law besiroglu: " in published.basis
