@@ -168,11 +168,6 @@ class _Drawn(NamedTuple):
     speedup: Float[np.ndarray, " draws"]
     edge: Int[np.ndarray, " draws"]
 
-    def determined(self, confidence: float) -> bool:
-        """Whether N* and both ends of its interval lie inside the sizes that were trained."""
-        tail = (1 - confidence) / 2
-        return self.edge[0] == 0 and all((self.edge[1:] == end).mean() < tail for end in (-1, 1))
-
 
 class _Timed(NamedTuple):
     """A draft with one target: tokens per round and costs of a round at each lookahead from 1.
@@ -545,8 +540,13 @@ def _by_measurement(target: ModelRecord, drafts: Sequence[MeasuredDraft], cost: 
 def _claims(
     cost: str, targets: Sequence[TargetSizes], drawn: Sequence[_Drawn], confidence: float
 ) -> list[Claim]:
-    """The paper's ratio and proportionality, from the targets whose N* lies inside the sizes of their drafts."""
-    kept = [(t, d) for t, d in zip(targets, drawn) if d.determined(confidence)]
+    """The paper's ratio and proportionality, from the targets whose N* and its interval lie inside the sizes
+    of their drafts."""
+    kept = [
+        (t, d)
+        for t, d in zip(targets, drawn)
+        if d.edge[0] == 0 and not any(getattr(t, cost).open_ends(confidence))
+    ]
     if not kept:
         return []
     where = {"clock": "on the clock", "flops": "in FLOPs"}[cost]
