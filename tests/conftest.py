@@ -1,6 +1,7 @@
 """Fixtures that many tests share. Every test is seeded; Hypothesis draws the same examples in every run."""
 
 import atexit
+import contextlib
 import gc
 import os
 import shutil
@@ -49,6 +50,7 @@ from sdsl_jax import cli
 from sdsl_jax.config import StudyConfig, from_dict
 from sdsl_jax.models import ModelConfig, small_matmul
 from sdsl_jax.study import run_study
+from sdsl_jax.training.claims import Claim
 
 # A vector meets a matrix only along an axis that the code names: broadcasting between different
 # ranks is an error.
@@ -106,6 +108,15 @@ TINY = {
     "fit": {"starts": 8, "bootstrap": 20},
     "codesign": {"steps": 800, "starts": 4, "clock_repetitions": 2},
 }
+
+
+@contextlib.contextmanager
+def claimed(folder):
+    """A claim on a rung's folder, held by this process within the block."""
+    claim = Claim(folder)
+    assert claim.acquire()
+    with claim:
+        yield claim
 
 
 def tiny(**sections) -> StudyConfig:

@@ -35,7 +35,7 @@ from sdsl_jax.processes import (
 )
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.records import ModelRecord, read_table, write_json, write_table
-from sdsl_jax.training.claims import Claim, ClaimLost, Owner, acquire
+from sdsl_jax.training.claims import Claim, ClaimLost
 from sdsl_jax.training.closed_form import start_steps
 from sdsl_jax.training.evaluation import held_out_losses, make_record
 from sdsl_jax.training.loop import RungTrainer
@@ -225,8 +225,8 @@ def train_rungs(
       folder: The study's folder.
       plans: The rungs, from `plan_rungs` and perhaps `select`.
       progress: Reports progress after every step.
-      wait: Whether to wait for the rungs that other processes train, and to take over those whose
-        process dies. Otherwise they are left to those processes.
+      wait: Whether to wait for the rungs that other processes train. Otherwise they are left to
+        those processes, once each of them has shown that it is alive.
       finished: Called after every rung that this process has trained.
 
     Raises:
@@ -245,7 +245,8 @@ def train_rungs(
         )
     teacher = _teacher(config, dataset, plans, progress)
     progress.start("train", sum(plan.flops for plan in plans))
-    remaining, announced, others = list(plans), set[str](), dict[str, str]()
+    remaining, others = list(plans), dict[str, str]()
+    claims = {plan.rung.name: Claim(plan.folder) for plan in plans if is_primary()}
     diverged: list[Diverged] = []
     while remaining:
         left: list[Plan] = []
@@ -258,16 +259,14 @@ def train_rungs(
                 continue
             # The processes of one distributed program train a rung together, under the claim of the
             # primary one.
-            claim = _acquire_together(plan)
-            if broadcast_from_primary(isinstance(claim, Owner)):
-                if name not in announced:
+            claim = claims.get(name)
+            if not _acquire_together(claim, name):
+                if name not in others:
                     progress.note(f"{name}: being trained by {claim}")
-                announced.add(name)
                 others[name] = str(claim)
                 left.append(plan)
                 continue
             others.pop(name, None)
-            assert not isinstance(claim, Owner)
             guard = functools.partial(_check_together, claim)
             learns = teacher if plan.teacher_digest else None
             trainer = RungTrainer(config, dataset, plan, layout, weighted, guard, learns)
@@ -286,7 +285,9 @@ def train_rungs(
                 progress.note(str(error))
                 diverged.append(error)
         stuck, remaining = len(left) == len(remaining), left
-        if stuck and not wait:
+        # A claim that nobody renews is that of a dead process.
+        alive = all(claims[plan.rung.name].alive for plan in remaining if claims)
+        if stuck and not wait and broadcast_from_primary(alive):
             break
         if stuck and remaining:
             time.sleep(_POLL_SECONDS)
@@ -380,11 +381,11 @@ def _train_rung(trainer: RungTrainer, study: Path) -> None:
         )
 
 
-def _acquire_together(plan: Plan) -> Claim | Owner | None:
-    """The primary process's claim on a rung, or its owner; None on the other processes, which train
-    under that claim."""
-    with raised_on_all(f"{plan.rung.name} cannot be claimed, as another process finds."):
-        return acquire(plan.folder) if is_primary() else None
+def _acquire_together(claim: Claim | None, name: str) -> bool:
+    """Whether the primary process, whose claim it is, gets a rung; all processes must call it."""
+    with raised_on_all(f"{name} cannot be claimed, as another process finds."):
+        acquired = claim is None or claim.acquire()
+    return bool(broadcast_from_primary(acquired))
 
 
 def _check_together(claim: Claim | None) -> None:

@@ -1,11 +1,10 @@
 import pytest
-from conftest import tiny
+from conftest import claimed, tiny
 
 from sdsl_jax.config import to_toml
 from sdsl_jax.errors import SdslError
 from sdsl_jax.records import read_json, read_table, write_json
-from sdsl_jax.training import ladder
-from sdsl_jax.training.claims import acquire
+from sdsl_jax.training import claims, ladder
 
 
 @pytest.fixture
@@ -61,16 +60,17 @@ def test_subsets_add_up_to_a_ladder(sdsl, tmp_path):
     assert read_json(tmp_path / "out" / "stages.json") == {"fit": {"key": "y"}}
 
 
-def test_a_rung_of_another_process_is_named(sdsl, tmp_path):
+def test_a_rung_of_another_process_is_named(sdsl, tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "LEASE_SECONDS", 2.0)
     sdsl("--rungs", "draft-600")
     (rung,) = (tmp_path / "out" / "checkpoints").iterdir()
-    claimed = rung.with_name(rung.name)
-    for model in claimed.glob("model-*"):
+    for model in rung.glob("model-*"):
         (model / "record.json").unlink()
-    with acquire(claimed) as claim:
+    with claimed(rung) as claim:
+        holder = str(claim)
         status, out, _ = sdsl("--rungs", "draft-*")
     assert status == 0
-    assert f"draft-600-s0: being trained by {claim.owner}" in out
+    assert f"draft-600-s0: being trained by {holder}" in out
     assert "draft-900-2.048k-s0" in out
     assert "2 models of the study are not finished yet" in out
 

@@ -164,8 +164,14 @@ def test_what_ends_one_process_ends_both(folder, what):
     if what == "sigterm":
         children[1].send_signal(signal.SIGTERM)
     else:
-        other = {"host": "elsewhere", "machine": "elsewhere", "pid": 1, "started": "", "token": "x"}
-        (rung / "claim-9").write_text(json.dumps(other))
+        taken = rung / "claim.new"
+        taken.write_text(
+            "filelock/2\npid=1\nhost=elsewhere\nmode=lease\ntoken=1f\nduration=120.0\n"
+        )
+        taken.rename(rung / "claim")
+        while any(child.poll() is None for child in children):
+            os.utime(rung / "claim")  # its heartbeat
+            time.sleep(0.5)
     outputs = [child.communicate(timeout=120)[0] for child in children]
     if what == "sigterm":
         # Where the first one is quicker, the second one is ended by the loss of it.
