@@ -3,7 +3,7 @@
     $XDG_CACHE_HOME/sdsl_jax/       ~/.cache/sdsl_jax where the variable is not set
       corpora/<key>/                tokenised corpora, see `data.tokenised`
       teachers/<key>/               probabilities of teachers, see `training.teacher`
-      xla/<processor>/              compiled programs, see `cli.compilation`
+      xla/<processor>/              compiled programs, see `compilation`
       kernels/<digest>.so           compiled kernels, see `models.small_matmul`
 
 Everything in it can be deleted at any time and is made again when it is needed.

@@ -47,10 +47,10 @@ import jax
 import pytest
 
 from sdsl_jax import cli
+from sdsl_jax.claims import Claim
 from sdsl_jax.config import StudyConfig, from_dict
 from sdsl_jax.models import ModelConfig, small_matmul
 from sdsl_jax.study import run_study
-from sdsl_jax.training.claims import Claim
 
 # A vector meets a matrix only along an axis that the code names: broadcasting between different
 # ranks is an error.

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.accelerator.parts import CUT_OFF, PARTS, Part, json_file, run_part, slug, write
-from sdsl_jax.cli.compilation import compile_quickly, keep_compiled_programs
+from sdsl_jax.compilation import compile_quickly, keep_compiled_programs
 
 _RESULTS = Path(__file__).parents[1] / "results"
 # What remains for the table when a part is ended because the time is over.

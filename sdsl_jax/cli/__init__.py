@@ -27,12 +27,11 @@ def main() -> None:
     arguments = sys.argv[1:]
     resumable = arguments[:1] != [] and arguments[0] in _RESUMABLE
     continues = "; the same command continues where it stood" * resumable
-    interrupted = f"sdsl: interrupted{continues}."
     streams.fill_gaps()
     if resumable:
         _start_with_huge_pages()
     try:
-        interruption.begin(interrupted)
+        interruption.begin(f"sdsl: interrupted{continues}.")
         if resumable:
             end_on_sigterm()
             interruption.silence_at(signal.SIGTERM)
@@ -46,13 +45,13 @@ def main() -> None:
     except BaseException as error:
         # When Ctrl-C interrupts them, imports and libraries may raise anything.
         if interruption.by is signal.SIGINT or isinstance(error, KeyboardInterrupt):
-            _end(INTERRUPTED, interrupted)
+            _end(INTERRUPTED, interruption.sentence)
         _fail(error, continues)
         raise
     finally:
         interruption.done()
     if interruption.by is signal.SIGINT:
-        _end(INTERRUPTED, interrupted)
+        _end(INTERRUPTED, interruption.sentence)
 
 
 def _start_with_huge_pages() -> None:

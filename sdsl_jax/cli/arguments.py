@@ -55,6 +55,9 @@ def whole_numbers(text: str, flag: str, also: str = "") -> tuple[int, ...]:
 # Settings of a study by their dotted names. tyro has no free-form options, so `run` splits them off
 # the command line and hands them to the command; a parser never sees them.
 Overrides = Annotated[tuple[str, ...], tyro.conf.Fixed, tyro.conf.Suppress]
+# Names and values of options of jobs for Slurm, split off in the same way.
+JobOptions = Annotated[tuple[tuple[str, str], ...], tyro.conf.Fixed, tyro.conf.Suppress]
+_JOB_OPTION = re.compile(r"--slurm\.([\w-]+)(?:=(.*))?", re.DOTALL)
 _DOTTED = re.compile(r"--[A-Za-z][\w-]*(\.[\w-]+)+(=.*)?", re.DOTALL)
 _ASSIGNED = re.compile(r"(name|seed|[A-Za-z]\w*(\.\w+)+)=.*", re.DOTALL)
 
@@ -75,3 +78,20 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], tuple[str, ...]]:
         else:
             rest.append(argument)
     return rest, tuple(overrides)
+
+
+def split_job_options(arguments: list[str]) -> tuple[list[str], tuple[tuple[str, str], ...]]:
+    """Separates options of jobs (--slurm.partition=gpu, --slurm.time 4:00:00) from other arguments."""
+    rest: list[str] = []
+    options: list[tuple[str, str]] = []
+    queue = list(arguments)
+    while queue:
+        argument = queue.pop(0)
+        if (option := _JOB_OPTION.fullmatch(argument)) is None:
+            rest.append(argument)
+            continue
+        name, value = option.groups()
+        if value is None:
+            value = queue.pop(0) if queue and not queue[0].startswith("--") else ""
+        options.append((name, value))
+    return rest, tuple(options)

@@ -30,6 +30,7 @@ GROUPS = {
         "study": "train a ladder of models, measure, fit, optimise, and write a report",
         "train": "train a study's ladder, or some of its models",
         "tune": "find the learning rate and batch size of a ladder",
+        "launch": "how the jobs of --launch stand, and how to stop them",
     },
     "Laws from tables": {
         "fit": "a loss law or acceptance laws from a CSV table",
@@ -45,6 +46,8 @@ _MODULES = {"lookahead": "predict", "version": "commands"}
 _COMPILED_QUICKLY = ("predict", "lookahead", "codesign", "check")
 # Commands on a study, whose settings can be overridden by their dotted names.
 _OF_STUDIES = ("study", "train", "tune")
+# Commands that can be launched as jobs.
+_LAUNCHED = ("train",)
 
 
 def overview() -> str:
@@ -104,14 +107,18 @@ def run(arguments: Sequence[str]) -> None:
         hint = f"did you mean {close[0]}?" if close else f"the commands are {', '.join(names)}."
         raise SdslError(f"unknown command {first!r}; {hint}")
 
-    from sdsl_jax.cli.compilation import compile_quickly, keep_compiled_programs
     from sdsl_jax.cli.options import call
+    from sdsl_jax.compilation import compile_quickly, keep_compiled_programs
 
     keep_compiled_programs()
     if first in _COMPILED_QUICKLY:
         compile_quickly()
     command = load(first)
     others: dict[str, Any] = {}
+    if first in _LAUNCHED:
+        from sdsl_jax.cli.arguments import split_job_options
+
+        rest, others["slurm"] = split_job_options(rest)
     if first in _OF_STUDIES:
         from sdsl_jax.cli.arguments import split_overrides
 

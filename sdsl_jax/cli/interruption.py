@@ -30,11 +30,12 @@ class Interruption:
 
     Attributes:
       by: the signal that ends the command, once it has come; standard error is silent since.
+      sentence: what the command says when SIGINT ends it.
     """
 
     def __init__(self) -> None:
         self.by: signal.Signals | None = None
-        self._sentence = ""
+        self.sentence = ""
         self._running = self._raised = self._installed = False
         self._speaks = threading.Lock()
         self._stderr = self._nowhere = -1
@@ -43,7 +44,7 @@ class Interruption:
         """From now on SIGINT ends the command, unless the process was started with SIGINT ignored."""
         if threading.current_thread() is not threading.main_thread():
             return
-        self._sentence, self._running = sentence, True
+        self.sentence, self._running = sentence, True
         if self._stderr < 0:
             # Opened now: when a signal comes, there may be no file descriptor left.
             self._stderr, self._nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
@@ -117,7 +118,7 @@ class Interruption:
         self._silence(signal.SIGINT)
         if self._running:
             select.select([woken], [], [], _GRACE_SECONDS)
-        self.end(STATUS, self._sentence)
+        self.end(STATUS, self.sentence)
 
     def _ends(self, main: types.FrameType | None) -> bool:
         """Whether SIGINT is the command's to answer: while it runs, and at the end of the

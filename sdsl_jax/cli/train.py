@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from rich.console import Console
 from tyro.conf import arg
 
-from sdsl_jax.cli.arguments import Flag, Overrides
+from sdsl_jax.cli.arguments import Flag, JobOptions, Overrides
 from sdsl_jax.cli.terminal import Terminal, say, standard_console, table
 from sdsl_jax.errors import require
 
 if TYPE_CHECKING:
+    from sdsl_jax.config import StudyConfig
     from sdsl_jax.study.shared_training import Trained
 
 
@@ -25,12 +26,19 @@ def train(
     rungs: Annotated[str | None, arg(metavar="NAMES")] = None,
     part: Annotated[str | None, arg(metavar="I/N")] = None,
     distributed: Flag = False,
+    launch: Annotated[Literal["slurm", "local"] | None, arg(metavar="slurm|local")] = None,
+    jobs: int = 1,
     overrides: Overrides = (),
+    slurm: JobOptions = (),
 ) -> None:
     """Train a study's ladder, or some of its models. Any number of processes may share its folder.
 
     If the command is killed, run it again and it continues. `sdsl study` then trains what is
     missing and runs the remaining stages.
+
+    With --launch, jobs train the rungs, those that cost most first. Options of Slurm jobs are given
+    as --slurm.partition=gpu --slurm.gpus_per_node=1 --slurm.time=4:00:00, under the names of sbatch;
+    a job that is preempted or reaches its time limit is requeued and continues.
 
     Args:
         file: The study's TOML. Its settings can be overridden by their dotted names, as in sdsl study.
@@ -41,6 +49,9 @@ def train(
         distributed: Join the processes of several hosts, which train every rung together on the
             study's [parallel] mesh. JAX finds them, or SDSL_COORDINATOR=host:port, SDSL_PROCESSES and
             SDSL_PROCESS name them.
+        launch: Train in jobs of a Slurm cluster, or in processes of this machine, which share its
+            processors and GPUs.
+        jobs: Number of jobs to launch.
     """
     from sdsl_jax.config import load_study
     from sdsl_jax.data.corpus import EMBEDDED
@@ -55,15 +66,52 @@ def train(
     )
     require(rungs is None or patterns, f"--rungs is {rungs!r}; it must hold at least one name.")
     chosen = None if part is None else _parse_part(part)
+    console = standard_console()
+    if launch is not None:
+        require(
+            chosen is None,
+            "--part and --launch were both given; jobs share the work by themselves.",
+        )
+        require(jobs >= 1, f"--jobs is {jobs}; it must be at least 1.")
+        _launch(console, config, folder, patterns, launch, jobs, distributed, slurm)
+        return
+    require(not slurm, f"--slurm.{slurm[0][0] if slurm else ''} goes with --launch slurm.")
     if distributed:
         initialise_distributed()
-    console = standard_console()
     with closing(Terminal(console)) as terminal:
         trained = train_part(
             config, folder, patterns, chosen, terminal if is_primary() else Silent()
         )
     if is_primary():
         _print(console, trained, folder, by_years=config.data.source == EMBEDDED)
+
+
+def _launch(
+    console: Console,
+    config: StudyConfig,
+    folder: Path,
+    patterns: list[str],
+    where: Literal["slurm", "local"],
+    jobs: int,
+    distributed: bool,
+    options: JobOptions,
+) -> None:
+    """Trains in jobs, and shows how they stand until they have ended."""
+    from sdsl_jax.cli.launch import announce, follow
+    from sdsl_jax.data.corpus import EMBEDDED
+    from sdsl_jax.launch.training import launch_training
+    from sdsl_jax.study.shared_training import trained_so_far
+
+    launched = launch_training(config, folder, where, jobs, patterns, distributed, options)
+    announce(console, launched, folder)
+    status = follow(console, folder, stay=True)
+    trained = trained_so_far(config, folder, patterns)
+    _print(console, trained, folder, by_years=config.data.source == EMBEDDED)
+    failed = [task for task in status.tasks if task.state in ("failed", "gone")]
+    require(
+        not trained.missing or not failed,
+        f"{len(failed)} of the {len(status.tasks)} tasks failed; run the same command again to train what is missing.",
+    )
 
 
 def _parse_part(text: str) -> tuple[int, int]:

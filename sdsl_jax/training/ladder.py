@@ -18,6 +18,7 @@ import numpy as np
 from sdsl_jax.checkpoints import model_folder, storage
 from sdsl_jax.checkpoints.layout import make_layout
 from sdsl_jax.checkpoints.loading import is_published, open_model, require_same_text
+from sdsl_jax.claims import Claim, ClaimLost
 from sdsl_jax.config import StudyConfig
 from sdsl_jax.data import Dataset
 from sdsl_jax.errors import Diverged, SdslError, require
@@ -35,7 +36,6 @@ from sdsl_jax.processes import (
 )
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.records import ModelRecord, read_table, write_json, write_table
-from sdsl_jax.training.claims import Claim, ClaimLost
 from sdsl_jax.training.closed_form import start_steps
 from sdsl_jax.training.evaluation import held_out_losses, make_record
 from sdsl_jax.training.loop import RungTrainer

@@ -11,7 +11,7 @@ from published_checkpoints import LETTERS, copy_checkpoint
 
 from sdsl_jax.checkpoints import storage
 from sdsl_jax.checkpoints.model_folder import write_model_folder
-from sdsl_jax.cli.compilation import keep_compiled_programs
+from sdsl_jax.compilation import keep_compiled_programs
 from sdsl_jax.config import DataConfig
 from sdsl_jax.data.tokenizer import BPETokenizer, ByteTokenizer
 from sdsl_jax.models import ModelConfig, count, init_params
@@ -469,7 +469,7 @@ def in_a_fresh_process(code, **environment):
         for k, v in os.environ.items()
         if not k.startswith(("JAX_COMPILATION", "JAX_PERSISTENT", "SDSL", "XDG"))
     }
-    code = "from sdsl_jax.cli.compilation import keep_compiled_programs as keep; keep()\n" + code
+    code = "from sdsl_jax.compilation import keep_compiled_programs as keep; keep()\n" + code
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

@@ -1,10 +1,11 @@
 import pytest
 from conftest import claimed, tiny
 
+from sdsl_jax import claims
 from sdsl_jax.config import to_toml
 from sdsl_jax.errors import SdslError
 from sdsl_jax.records import read_json, read_table, write_json
-from sdsl_jax.training import claims, ladder
+from sdsl_jax.training import ladder
 
 
 @pytest.fixture

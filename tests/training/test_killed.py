@@ -1,6 +1,5 @@
 """`sdsl train` in child processes that are really killed."""
 
-import json
 import os
 import random
 import signal
@@ -9,37 +8,19 @@ import sys
 import time
 
 import pytest
-from conftest import tiny
+from ladders import assert_equal, write_study
 from published_checkpoints import export_model
 
 from sdsl_jax.checkpoints.loading import load_model
-from sdsl_jax.config import load_study, to_toml
-from sdsl_jax.records import ModelRecord, read_table
+from sdsl_jax.config import load_study
+from sdsl_jax.records import read_table
 from sdsl_jax.study.shared_training import train_part
-
-# Columns that tell of time, not of what was trained.
-TIMES = ("train_seconds", "compile_seconds", "data_wait_share")
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """The TOML of two rungs of 44 steps each on text that is read in no time, with a checkpoint every three steps."""
-    folder = tmp_path_factory.mktemp("study")
-    rng = random.Random(0)
-    words = ["the", "people", "of", "union", "state", "congress", "and", "peace"]
-    (folder / "text.txt").write_text(" ".join(rng.choice(words) for _ in range(20_000)))
-    config = tiny(
-        data={"source": [str(folder / "text.txt")]},
-        ladder={
-            "draft_params": [600],
-            "draft_tokens": [4_096, 8_192],
-            "target_params": [900],
-            "target_tokens": [8_192],
-        },
-        training={"evaluation_windows": 8, "checkpoint_every_steps": 3, "warmup_tokens": 512},
-    )
-    (folder / "study.toml").write_text(to_toml(config))
-    return folder / "study.toml"
+    """The TOML of two rungs of 44 steps each, with a checkpoint every three steps."""
+    return write_study(tmp_path_factory.mktemp("study"), checkpoint_every_steps=3)
 
 
 def start(study, out, *more):
@@ -65,30 +46,6 @@ def whole(study, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole")
     train_part(load_study(study), out)
     return out
-
-
-def rows(folder):
-    def row(record: ModelRecord):
-        return {k: v for k, v in vars(record).items() if k not in TIMES}
-
-    return [row(r) for r in read_table(folder / "records", "models")]
-
-
-def metrics(folder):
-    return {
-        str(f.relative_to(folder)): [json.loads(x) for x in f.read_text().splitlines()]
-        for f in folder.rglob("metrics.jsonl")
-    }
-
-
-def assert_equal(folder, whole):
-    assert rows(folder) == rows(whole)
-    assert metrics(folder) == metrics(whole)
-    for lines in metrics(folder).values():
-        steps = [line["step"] for line in lines]
-        assert steps == list(range(steps[0], steps[-1] + 1))
-    assert not list(folder.rglob(".*"))
-    assert not list(folder.rglob("claim"))
 
 
 def kill(child):

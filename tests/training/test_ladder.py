@@ -14,6 +14,7 @@ from conftest import claimed, tiny
 
 from sdsl_jax.checkpoints import storage
 from sdsl_jax.checkpoints.layout import make_layout
+from sdsl_jax.claims import Claim
 from sdsl_jax.data import load_dataset
 from sdsl_jax.errors import Diverged, SdslError
 from sdsl_jax.preemption import Preempted
@@ -28,7 +29,6 @@ from sdsl_jax.training import (
     train_rungs,
     write_records,
 )
-from sdsl_jax.training.claims import Claim
 from sdsl_jax.training.loop import RungTrainer, _reading
 from sdsl_jax.training.step import TrainState, train_step
 

@@ -1,7 +1,7 @@
-"""Claims: which process trains a rung, when any number of them share a folder.
+"""Claims: which process does a piece of work, when any number of them share a folder.
 
 A claim is a `filelock.SoftFileLease`. A dead holder on this host loses it at once, any other to who
-has watched it for `LEASE_SECONDS`. Two that train one rung anyway write the same checkpoints.
+has watched it for `LEASE_SECONDS`. Two that do a piece anyway write the same files.
 """
 
 import time
@@ -16,7 +16,7 @@ LEASE_SECONDS = 120.0
 
 
 class ClaimLost(Exception):
-    """Another process has taken the rung over."""
+    """Another process has taken the work over."""
 
 
 class Claim(AbstractContextManager["Claim"]):

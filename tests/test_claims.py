@@ -10,14 +10,14 @@ import time
 import pytest
 from filelock import SoftFileLease, Timeout
 
+from sdsl_jax import claims
 from sdsl_jax.checkpoints import storage
+from sdsl_jax.claims import Claim, ClaimLost
 from sdsl_jax.errors import SdslError
-from sdsl_jax.training import claims
-from sdsl_jax.training.claims import Claim, ClaimLost
 
 HERE = """
 import pathlib, sys
-from sdsl_jax.training.claims import Claim
+from sdsl_jax.claims import Claim
 claim = Claim(pathlib.Path(sys.argv[1]))
 assert claim.acquire()
 print("held", flush=True)

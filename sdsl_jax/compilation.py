@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import MutableMapping
+from pathlib import Path
 
 from sdsl_jax.cache_folders import processor, programs_folder
 from sdsl_jax.compiler_options import quick_options
@@ -21,12 +22,14 @@ def keep_compiled_programs(environment: MutableMapping[str, str] = os.environ) -
 
     `SDSL_NO_CACHE=1` leaves it off, `JAX_COMPILATION_CACHE_DIR` names another folder, and a folder
     that cannot be written to is passed over. Nothing changes in a process that has imported JAX
-    already.
+    already. A job that inherits the folder of the host that submitted it takes that of its own
+    processor instead.
     """
     if environment.get("SDSL_NO_CACHE", "") not in ("", "0") or "jax" in sys.modules:
         return
-    if "JAX_COMPILATION_CACHE_DIR" not in environment:
-        folder = programs_folder(environment) / processor()
+    ours, given = programs_folder(environment), environment.get("JAX_COMPILATION_CACHE_DIR")
+    if given is None or Path(given).parent == ours:
+        folder = ours / processor()
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError:

@@ -1,0 +1,150 @@
+"""`sdsl launch`: how the jobs of `--launch` stand, live, and how to stop them."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Column, Table
+from rich.text import Text
+from tyro.conf import Positional, arg
+
+from sdsl_jax.cli.interruption import interruption
+from sdsl_jax.cli.terminal import say, standard_console, table
+from sdsl_jax.errors import SdslError, require
+from sdsl_jax.launch.records import Launch
+from sdsl_jax.launch.status import PartStatus, Status, read_status, stop_commands
+
+_LIVE_SECONDS, _LINE_SECONDS = 2.0, 30.0
+# Parts that are listed; of more, those that are taken and counts of the others.
+_LISTED = 40
+
+
+def launch(
+    action: Annotated[Literal["status", "stop"], Positional, arg(metavar="status|stop")],
+    folder: Annotated[Path, Positional, arg(metavar="DIR")],
+) -> None:
+    """Show how launched jobs stand, or stop them.
+
+    status lists the parts of the work, who has them, how fast they go and what is left, and tasks
+    that failed with their last words. On a terminal it stays and follows them; Ctrl-C ends the list,
+    not the jobs. stop ends the jobs in good order: what they have done is kept, and the same
+    --launch goes on from there.
+
+    Args:
+        action: status or stop.
+        folder: Folder of the study or protocol that was launched.
+    """
+    status = read_status(folder)
+    if status is None:
+        raise SdslError(f"nothing was launched in {folder}.")
+    console = standard_console()
+    if action == "stop":
+        commands = stop_commands(status)
+        require(status.alive and commands, f"no job of {folder} is running.")
+        for command in commands:
+            say(console, command)
+            subprocess.run(command.split(), check=False)
+        return
+    follow(console, folder, stay=console.is_terminal)
+
+
+def follow(console: Console, folder: Path, stay: bool) -> Status:
+    """Shows how launched jobs stand until they have ended, and returns how they stand then.
+
+    Args:
+      console: Where to; on a terminal the list changes in place, elsewhere a line comes every half
+        minute and the list at the end.
+      folder: Folder of what was launched.
+      stay: Whether to stay until they have ended.
+    """
+    status = _read(folder)
+    interruption.sentence = (
+        f"sdsl: the jobs go on without this command; sdsl launch stop {folder} stops them."
+    )
+    if stay and status.alive and console.is_terminal:
+        with Live(_page(status), console=console, auto_refresh=False, transient=True) as live:
+            while status.alive:
+                time.sleep(_LIVE_SECONDS)
+                live.update(_page(status := _read(folder)), refresh=True)
+    spoke = -math.inf
+    while stay and status.alive:
+        if time.monotonic() - spoke > _LINE_SECONDS:
+            spoke = time.monotonic()
+            say(console, f"  {_summary(status)}")
+        time.sleep(_LIVE_SECONDS)
+        status = _read(folder)
+    console.print(_page(status))
+    return status
+
+
+def announce(console: Console, launched: Launch, folder: Path) -> None:
+    """Says what was submitted, and how to look at it and stop it."""
+    job = launched.ids[0].partition("_")[0]
+    what = f"Slurm job {job}" if launched.where == "slurm" else "processes of this machine"
+    n = len(launched.ids)
+    say(
+        console,
+        f"launched {n} {'task' if n == 1 else 'tasks'} as {what}; their output is in {launched.folder}\n"
+        f"They go on without this command. To look: sdsl launch status {folder}. To stop: sdsl launch stop {folder}.",
+    )
+
+
+def _read(folder: Path) -> Status:
+    status = read_status(folder)
+    assert status is not None
+    return status
+
+
+def _summary(status: Status) -> str:
+    states = [each.state for each in status.parts]
+    left = "" if status.seconds_left is None else f", about {_time(status.seconds_left)} left"
+    return (
+        f"{states.count('done')} of {len(states)} parts done, {states.count('taken')} taken, "
+        f"{status.share:.0%} of the work{left}"
+    )
+
+
+def _page(status: Status) -> Group:
+    lines: list[Table | Text] = []
+    shown = status.parts
+    if len(shown) > _LISTED:
+        shown = [each for each in shown if each.state == "taken"]
+    if shown:
+        lines.append(
+            table(
+                None,
+                ("part", Column("state"), Column("by"), "done", Column("reached"), "left"),
+                [_row(each) for each in shown],
+            )
+        )
+    lines.append(Text(_summary(status)))
+    counts: dict[str, int] = {}
+    for task in status.tasks:
+        counts[task.state] = counts.get(task.state, 0) + 1
+    lines.append(Text("tasks: " + ", ".join(f"{n} {state}" for state, n in counts.items())))
+    for task in status.tasks:
+        if task.state in ("failed", "gone") or (task.state == "waiting" and task.about):
+            lines.append(Text(f"  task {task.job} {task.state}: {task.about}"))
+    lines += [Text(f"note: {warning}") for warning in status.warnings]
+    return Group(*lines)
+
+
+def _row(each: PartStatus) -> tuple[str, ...]:
+    done = f"{each.share:.0%}" if each.share else ""
+    left = "" if each.seconds_left is None else _time(each.seconds_left)
+    return each.part.name, each.state, each.by, done, each.detail, left
+
+
+def _time(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

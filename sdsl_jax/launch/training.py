@@ -1,0 +1,63 @@
+"""Launches the training of a ladder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sdsl_jax.config import StudyConfig, to_toml
+from sdsl_jax.errors import require
+from sdsl_jax.launch.records import Launch, Part, Where
+from sdsl_jax.launch.submission import submit
+from sdsl_jax.launch.task import Task
+from sdsl_jax.records import write_marked
+from sdsl_jax.study.shared_training import begin_training, by_cost
+from sdsl_jax.training.rungs import Plan
+
+
+def launch_training(
+    config: StudyConfig,
+    folder: Path,
+    where: Where,
+    jobs: int,
+    patterns: Sequence[str] = (),
+    distributed: bool = False,
+    options: Sequence[tuple[str, str]] = (),
+) -> Launch:
+    """Submits jobs that train the rungs of a study, and returns at once.
+
+    Args:
+      config: The study.
+      folder: Its folder, which all jobs share.
+      where: "slurm" or "local".
+      jobs: Number of jobs; there are no more than rungs.
+      patterns: Names of rungs, in which `*` and `?` are wildcards; all rungs if empty.
+      distributed: Whether the processes of each job train every rung together.
+      options: Names and values of options of the jobs for Slurm.
+
+    Raises:
+      SdslError: The rungs cannot be trained, or the jobs cannot be submitted.
+    """
+    study, _, chosen = begin_training(config, folder, patterns)
+    require(
+        where == "slurm" or not distributed,
+        "--distributed goes with --launch slurm, which gives every job its processes.",
+    )
+    write_marked(folder / "config.toml", to_toml(study.config))
+    task = Task(
+        "train",
+        {
+            "file": str((folder / "config.toml").absolute()),
+            "folder": str(folder.absolute()),
+            "patterns": list(patterns),
+            "distributed": distributed,
+        },
+    )
+    parts = [part_of(plan, folder) for plan in by_cost(chosen)]
+    return submit([task] * min(jobs, len(chosen)), folder, where, "train", parts, options)
+
+
+def part_of(plan: Plan, folder: Path) -> Part:
+    """A rung as a part of the work of a launch."""
+    made = [str((model / "record.json").relative_to(folder)) for model in plan.all_folders]
+    return Part(plan.rung.name, plan.flops, str(plan.folder.relative_to(folder)), made)
