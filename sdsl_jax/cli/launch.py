@@ -18,7 +18,7 @@ from sdsl_jax.cli.interruption import interruption
 from sdsl_jax.cli.terminal import say, standard_console, table
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.launch.records import Launch
-from sdsl_jax.launch.status import PartStatus, Status, read_status, stop_commands
+from sdsl_jax.launch.status import PartStatus, StageStatus, Status, read_status, stop_commands
 
 _LIVE_SECONDS, _LINE_SECONDS = 2.0, 30.0
 # Parts that are listed; of more, those that are taken and counts of the others.
@@ -76,10 +76,28 @@ def follow(console: Console, folder: Path, stay: bool) -> Status:
     while stay and status.alive:
         if time.monotonic() - spoke > _LINE_SECONDS:
             spoke = time.monotonic()
-            say(console, f"  {_summary(status)}")
+            present = [s for s in status.stages if not s.complete] or status.stages[-1:]
+            for stage in present[:1]:
+                say(console, f"  {_summary(stage)}")
         time.sleep(_LIVE_SECONDS)
         status = _read(folder)
     console.print(_page(status))
+    return status
+
+
+def run_launched(console: Console, folder: Path, launched: Launch) -> Status:
+    """Announces what was launched and follows it to its end.
+
+    Raises:
+      SdslError: The last task did not finish, or all failed.
+    """
+    announce(console, launched, folder)
+    status = follow(console, folder, stay=True)
+    last = status.tasks[-1]
+    require(
+        last.state == "finished",
+        f"the last task ended as {last.state}: {last.about or 'no reason is known'}; the same command continues where it stood.",
+    )
     return status
 
 
@@ -101,35 +119,32 @@ def _read(folder: Path) -> Status:
     return status
 
 
-def _summary(status: Status) -> str:
-    states = [each.state for each in status.parts]
-    left = "" if status.seconds_left is None else f", about {_time(status.seconds_left)} left"
+def _summary(stage: StageStatus) -> str:
+    states = [each.state for each in stage.parts]
+    left = "" if stage.seconds_left is None else f", about {_time(stage.seconds_left)} left"
     return (
-        f"{states.count('done')} of {len(states)} parts done, {states.count('taken')} taken, "
-        f"{status.share:.0%} of the work{left}"
+        f"{stage.name}: {states.count('done')} of {len(states)} parts done, "
+        f"{states.count('taken')} taken, {stage.share:.0%} of the work{left}"
     )
 
 
 def _page(status: Status) -> Group:
     lines: list[Table | Text] = []
-    shown = status.parts
-    if len(shown) > _LISTED:
-        shown = [each for each in shown if each.state == "taken"]
-    if shown:
-        lines.append(
-            table(
-                None,
-                ("part", Column("state"), Column("by"), "done", Column("reached"), "left"),
-                [_row(each) for each in shown],
-            )
-        )
-    lines.append(Text(_summary(status)))
+    for stage in status.stages:
+        shown = [each for each in stage.parts if each.state != "done"]
+        if len(shown) > _LISTED:
+            shown = [each for each in shown if each.state == "taken"]
+        if shown:
+            columns = ("part", Column("state"), Column("by"), "done", Column("reached"), "left")
+            lines.append(table(None, columns, [_row(each) for each in shown]))
+        lines.append(Text(_summary(stage)))
     counts: dict[str, int] = {}
     for task in status.tasks:
         counts[task.state] = counts.get(task.state, 0) + 1
     lines.append(Text("tasks: " + ", ".join(f"{n} {state}" for state, n in counts.items())))
+    parts = {f": {p.part.name}  {p.detail}" for stage in status.stages for p in stage.parts}
     for task in status.tasks:
-        if task.state in ("failed", "gone") or (task.state == "waiting" and task.about):
+        if task.about and task.state != "finished" and not task.about.endswith(tuple(parts)):
             lines.append(Text(f"  task {task.job} {task.state}: {task.about}"))
     lines += [Text(f"note: {warning}") for warning in status.warnings]
     return Group(*lines)

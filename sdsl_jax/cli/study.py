@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from rich.console import Console
 from rich.table import Column
 from tyro.conf import arg
 
-from sdsl_jax.cli.arguments import Flag, Overrides
+from sdsl_jax.cli.arguments import Flag, JobOptions, Overrides
 from sdsl_jax.cli.terminal import Terminal, say, standard_console, table
 from sdsl_jax.counts import short_count
+from sdsl_jax.errors import require
 
 if TYPE_CHECKING:
-    from sdsl_jax.evidence import OptimumRow
+    from sdsl_jax.evidence import OptimumRow, StudyRecords
     from sdsl_jax.evidence.clock import Clock
     from sdsl_jax.evidence.holdout import Holdout
 
@@ -26,7 +27,10 @@ def study(
     out: Annotated[Path | None, arg(metavar="DIR")] = None,
     only: Annotated[str | None, arg(metavar="STAGE")] = None,
     force: Flag = False,
+    launch: Annotated[Literal["slurm", "local"] | None, arg(metavar="slurm|local")] = None,
+    jobs: int = 1,
     overrides: Overrides = (),
+    slurm: JobOptions = (),
 ) -> None:
     """Run a study: train, measure, conditions, fit, codesign, calibrate, clock, race, evidence, figures,
     report.
@@ -34,43 +38,65 @@ def study(
     Any setting of the TOML can be overridden on the command line by its dotted name, for example
     --training.batch_size=16 or --ladder.seeds=[0,1].
 
+    With --launch, jobs train and measure, and one more does the rest when they have ended, on a node
+    or machine that it shares with nobody. Options of Slurm jobs are given as --slurm.partition=gpu
+    --slurm.time=4:00:00, under the names of sbatch; a job that is preempted or reaches its time limit
+    is requeued and continues.
+
     Args:
         file: The study's TOML.
         out: Folder for the results; runs/<name> if left out.
         only: Run this stage alone, on the inputs that exist: train, measure, conditions, fit,
             codesign, calibrate, clock, race, evidence, figures or report.
         force: Run stages even if nothing that they depend on has changed.
+        launch: Run in jobs of a Slurm cluster, or in processes of this machine, which share its
+            processors and GPUs.
+        jobs: Number of jobs to launch.
     """
     from sdsl_jax.config import load_study
-    from sdsl_jax.evidence import Evidence
+    from sdsl_jax.evidence import StudyRecords
     from sdsl_jax.study import run_study
 
     config = load_study(file, overrides)
-    threads = config.clock.threads or (1 if config.clock.lookaheads else 0)
-    if threads:
+    folder, console = out or Path("runs") / config.name, standard_console()
+    if launch is not None:
+        from sdsl_jax.cli.launch import run_launched
+        from sdsl_jax.launch.jobs import launch_study
+
+        require(only is None and not force, "--only and --force do not go with --launch.")
+        require(jobs >= 1, f"--jobs is {jobs}; it must be at least 1.")
+        run_launched(console, folder, launch_study(config, folder, launch, jobs, slurm))
+        _print(console, folder, StudyRecords(folder, config=config, path=folder / "records"))
+        return
+    require(not slurm, f"--slurm.{slurm[0][0] if slurm else ''} goes with --launch slurm.")
+    if threads := config.computing_threads:
         # Before anything uses jax: the threads of a CPU are set for good when its backend is
         # created.
         from sdsl_jax.measurement.threads import limit_threads
 
         limit_threads(threads)
-    folder = out or Path("runs") / config.name
-    console = standard_console()
     with closing(Terminal(console)) as progress:
         records = run_study(config, folder, only=only, force=force, progress=progress)
     if only is None:
-        if records.has_fits:
-            _print_optima(console, records.optima)
-        say(console, f"report: {folder / 'report.html'}")
-        evidence = records.document("evidence", Evidence)
-        if evidence and evidence.holdout:
-            _print_holdout(console, evidence.holdout)
-        if evidence and evidence.clock:
-            _print_clock(console, evidence.clock)
-        if evidence and evidence.race:
-            for result in evidence.race.results:
-                say(console, f"race, {result}")
-        for note in records.timing_notes:
-            say(console, note)
+        _print(console, folder, records)
+
+
+def _print(console: Console, folder: Path, records: StudyRecords) -> None:
+    from sdsl_jax.evidence import Evidence
+
+    if records.has_fits:
+        _print_optima(console, records.optima)
+    say(console, f"report: {folder / 'report.html'}")
+    evidence = records.document("evidence", Evidence)
+    if evidence and evidence.holdout:
+        _print_holdout(console, evidence.holdout)
+    if evidence and evidence.clock:
+        _print_clock(console, evidence.clock)
+    if evidence and evidence.race:
+        for result in evidence.race.results:
+            say(console, f"race, {result}")
+    for note in records.timing_notes:
+        say(console, note)
 
 
 def _print_optima(console: Console, rows: list[OptimumRow]) -> None:

@@ -99,7 +99,7 @@ def _launch(
     """Trains in jobs, and shows how they stand until they have ended."""
     from sdsl_jax.cli.launch import announce, follow
     from sdsl_jax.data.corpus import EMBEDDED
-    from sdsl_jax.launch.training import launch_training
+    from sdsl_jax.launch.jobs import launch_training
     from sdsl_jax.study.shared_training import trained_so_far
 
     launched = launch_training(config, folder, where, jobs, patterns, distributed, options)

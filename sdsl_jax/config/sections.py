@@ -401,6 +401,12 @@ class StudyConfig:
         return self.family.readout or (0,)
 
     @property
+    def computing_threads(self) -> int:
+        """Threads of a CPU that the study computes with, 0 for all: one, by default, where decoders are
+        timed."""
+        return self.clock.threads or (1 if self.clock.lookaheads else 0)
+
+    @property
     def seen(self) -> StudyConfig:
         """The same study without the sizes that `holdout` keeps back, and without decoding, which
         no fit needs.

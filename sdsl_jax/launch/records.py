@@ -8,10 +8,12 @@ FOLDER/launch/1/*             scripts, pickled tasks and output of the jobs
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -72,6 +74,17 @@ class Launch:
     def write(self) -> None:
         """Writes jobs.json."""
         write_json(Path(self.folder) / _JOBS, self)
+
+    @property
+    def stages(self) -> dict[str, list[Part]]:
+        """The parts of the launch by stage: "train" first, then what its tasks have added since."""
+        found = {"train": self.parts} if self.parts else {}
+        for path in sorted(Path(self.folder).glob("parts-*.json"), key=lambda p: p.stat().st_mtime):
+            with contextlib.suppress(SdslError):
+                rows, where = read_json(path, list), f"the record file {path}"
+                stage = path.stem.removeprefix("parts-")
+                found[stage] = [from_json(Part, row, where) for row in rows]
+        return found
 
     def reports(self) -> list[TaskReport | None]:
         """What every task last reported; None of a task that has not begun."""
@@ -152,6 +165,16 @@ class Reporter:
     def finish(self) -> None:
         """A task ends."""
         self._write()
+
+    def add_parts(self, stage: str, parts: Sequence[Part]) -> None:
+        """Adds the parts of a stage to those of the launch; every task adds the same ones."""
+        write_json(self._path.with_name(f"parts-{stage}.json"), list(parts))
+
+    def complete_parts(self) -> None:
+        """Says that the added parts are done: what they made has been put together and deleted."""
+        for path in self._path.parent.glob("parts-*.json"):
+            rows = read_json(path, list)
+            write_json(path, [row | {"makes": []} for row in rows])
 
     def _write(self) -> None:
         self._written, self._report.clock = time.monotonic(), time.time()

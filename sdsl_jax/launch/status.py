@@ -51,7 +51,7 @@ class TaskStatus:
     Attributes:
       job: its job, as the scheduler names it
       state: "waiting", "starting", "running", "finished", "failed", "stopped" or "gone"
-      about: why, or its last words
+      about: what it does, why it waits, or its last words
     """
 
     job: str
@@ -65,34 +65,47 @@ class TaskStatus:
 
 
 @dataclass(frozen=True)
+class StageStatus:
+    """How a stage stands.
+
+    Attributes:
+      name: "train", "measure" or "protocol"
+      parts: how each of its parts stands
+      share: how much of it is done, from 0 to 1, by cost
+      seconds_left: until it is done, at the present speed; None if that is not known
+    """
+
+    name: str
+    parts: list[PartStatus]
+    share: float
+    seconds_left: float | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether all parts are done."""
+        return all(part.state == "done" for part in self.parts)
+
+
+@dataclass(frozen=True)
 class Status:
-    """How the last launch of a folder stands, or earlier ones whose tasks still run.
+    """How the last launch of a folder stands, with earlier ones whose tasks still run.
 
     Attributes:
       launches: these launches
-      parts: of the last launch, how each stands
+      stages: how the stages of the last launch stand
       tasks: how the tasks of these launches stand
-      share: how much of all parts is done, from 0 to 1, by cost
-      seconds_left: until all parts are done, at the present speed; None if that is not known
       warnings: sentences on what looks wrong
     """
 
     launches: list[Launch]
-    parts: list[PartStatus]
+    stages: list[StageStatus]
     tasks: list[TaskStatus]
-    share: float
-    seconds_left: float | None
     warnings: list[str]
 
     @property
     def alive(self) -> bool:
         """Whether any task runs or will run."""
         return any(task.alive for task in self.tasks)
-
-    @property
-    def complete(self) -> bool:
-        """Whether all parts are done."""
-        return all(part.state == "done" for part in self.parts)
 
 
 def read_status(folder: Path) -> Status | None:
@@ -103,26 +116,28 @@ def read_status(folder: Path) -> Status | None:
     queue = _queue(every)
     tasks = {launch.folder: _tasks(launch, queue) for launch in every}
     shown = [x for x in every if x is every[-1] or any(t.alive for t in tasks[x.folder])]
-    reports = [report for launch in shown for report in launch.reports() if report]
-    at_work = [r for r in reports if r.state == "running"]
-    alive = {
-        f"{r.host}:{r.pid}"
+    at_work = [
+        report
         for launch in shown
-        for r, task in zip(launch.reports(), tasks[launch.folder])
-        if r and task.alive
-    }
-    parts = [_part(part, folder, at_work) for part in every[-1].parts]
-    cost = sum(each.part.cost for each in parts)
-    left = sum((1 - each.share) * each.part.cost for each in parts)
-    speed = sum(r.rate for r in at_work if f"{r.host}:{r.pid}" in alive)
+        for report, task in zip(launch.reports(), tasks[launch.folder])
+        if report and report.state == "running" and task.alive
+    ]
     return Status(
         shown,
-        parts,
+        [_stage(name, parts, folder, at_work) for name, parts in every[-1].stages.items()],
         [task for launch in shown for task in tasks[launch.folder]],
-        1 - left / cost if cost else 1.0,
-        left / speed if speed else None,
-        _warnings(shown, reports),
+        _warnings(shown),
     )
+
+
+def _stage(name: str, parts: list[Part], folder: Path, at_work: list[TaskReport]) -> StageStatus:
+    found = [_part(part, folder, at_work) for part in parts]
+    cost = sum(each.part.cost for each in found)
+    left = sum((1 - each.share) * each.part.cost for each in found)
+    names = {part.name for part in parts}
+    speed = sum(report.rate for report in at_work if report.part in names)
+    share = 1 - left / cost if cost else 1.0
+    return StageStatus(name, found, share, left / speed if speed else None)
 
 
 def stop_commands(status: Status) -> list[str]:
@@ -130,7 +145,7 @@ def stop_commands(status: Status) -> list[str]:
     commands = []
     for launch in status.launches:
         if launch.where == "slurm":
-            commands.append(f"scancel {launch.ids[0].partition('_')[0]}")
+            commands.append(f"scancel {' '.join(_slurm_jobs([launch]))}")
         else:
             pids = [str(r.pid) for r in launch.reports() if r and _holds_lock(launch, r.task)]
             if pids:
@@ -173,7 +188,7 @@ def _of_slurm(
     state, about = queue[job]
     if state in ("RUNNING", "COMPLETING", "STAGE_OUT"):
         # One that was requeued has a report of its life before.
-        return TaskStatus(job, "running", f"on {about}")
+        return TaskStatus(job, "running", f"on {about}{_doing(report)}")
     return TaskStatus(job, "waiting", f"{state.lower()}: {about}")
 
 
@@ -184,10 +199,15 @@ def _of_this_machine(
         about = f"on {launch.host}, which alone can tell whether it is alive"
         return TaskStatus(job, report.state if report else "starting", about)
     if _holds_lock(launch, number):
-        return TaskStatus(job, report.state if report else "starting", f"on {launch.host}")
+        state = report.state if report else "starting"
+        return TaskStatus(job, state, f"on {launch.host}{_doing(report)}")
     if report is None and _is_alive(int(job)):
         return TaskStatus(job, "starting", f"on {launch.host}")
     return _ended(launch, job, report)
+
+
+def _doing(report: TaskReport | None) -> str:
+    return f": {report.detail}" if report and report.state == "running" and report.detail else ""
 
 
 def _ended(launch: Launch, job: str, report: TaskReport | None) -> TaskStatus:
@@ -231,9 +251,15 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
+def _slurm_jobs(every: list[Launch]) -> list[str]:
+    """Numbers of the jobs of some launches; tasks of an array share one."""
+    ids = [job for launch in every if launch.where == "slurm" for job in launch.ids]
+    return [*dict.fromkeys(job.partition("_")[0] for job in ids)]
+
+
 def _queue(every: list[Launch]) -> dict[str, tuple[str, str]] | None:
     """State and node, or reason, of every job that Slurm still has; None where it does not answer."""
-    jobs = [launch.ids[0].partition("_")[0] for launch in every if launch.where == "slurm"]
+    jobs = _slurm_jobs(every)
     if not jobs or shutil.which("squeue") is None:
         return None
     command = ["squeue", "--noheader", "--array", f"--jobs={','.join(jobs)}", "--format=%i|%T|%R"]
@@ -247,7 +273,7 @@ def _queue(every: list[Launch]) -> dict[str, tuple[str, str]] | None:
     return {job: (state, about.strip("()")) for job, state, about in rows}
 
 
-def _warnings(shown: list[Launch], reports: list[TaskReport]) -> list[str]:
+def _warnings(shown: list[Launch]) -> list[str]:
     """Clocks that disagree with that of the folder, by which the files of its hosts are dated."""
     skews: dict[str, float] = {}
     for launch in shown:

@@ -37,6 +37,7 @@ def submit(
     work: str,
     parts: Sequence[Part],
     options: Sequence[tuple[str, str]] = (),
+    last: Task | None = None,
 ) -> Launch:
     """Submits tasks that share a piece of work, and returns at once.
 
@@ -47,6 +48,8 @@ def submit(
       work: The command whose work they share.
       parts: Pieces of the work, for the record.
       options: Names and values of options of the jobs for Slurm.
+      last: A task that begins when all others have ended, and shares its node with nobody. It is also
+        given the launch folder, and the number of tasks that it must wait for itself.
 
     Raises:
       SdslError: submitit is not installed, there is no Slurm, Slurm refuses the jobs, or the folder
@@ -76,8 +79,15 @@ def submit(
                 executor.update_parameters(**settings)
                 with executor.batch():
                     jobs = [executor.submit(task) for task in tasks]
+                if last is not None:
+                    after = f"afterany:{jobs[0].job_id.partition('_')[0]}"
+                    executor.update_parameters(dependency=after, exclusive=True)
+                    jobs.append(executor.submit(_last(last, launch, len(tasks), waits_for=0)))
             else:
                 jobs = _submit_local(submitit, launch, tasks)
+                if last is not None:
+                    last = _last(last, launch, len(tasks), waits_for=len(tasks))
+                    jobs += _submit_local(submitit, launch, [last])
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
         shutil.rmtree(launch, ignore_errors=True)
         raise SdslError(f"Slurm refused the jobs: {_reason(str(error))}.") from None
@@ -87,6 +97,13 @@ def submit(
     made = Launch(where, work, list(parts), [job.job_id for job in jobs], folder=str(launch))
     made.write()
     return made
+
+
+def _last(task: Task, launch: Path, number: int, waits_for: int) -> Task:
+    """The last task of a launch, which knows what it waits for."""
+    place = str(launch.absolute())
+    told = task.arguments | {"launch": place, "after": waits_for}
+    return dataclasses.replace(task, arguments=told, launch=place, number=number)
 
 
 def _submit_local(submitit: Any, launch: Path, tasks: Sequence[Task]) -> list[Any]:

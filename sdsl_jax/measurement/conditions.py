@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,18 +12,20 @@ from sdsl_jax.checkpoints.loading import load_other_models
 from sdsl_jax.config import HEAD_KINDS, StudyConfig
 from sdsl_jax.data import Dataset
 from sdsl_jax.data.domains import SourceMissing, domain_files, load_domain
-from sdsl_jax.decoding import Model, Sampling
+from sdsl_jax.decoding import Model
 from sdsl_jax.errors import require
 from sdsl_jax.measurement.exact import (
-    RUN_UNITS,
     Domain,
     domain,
-    of_head,
-    on_samples,
-    own_samples,
+    head_parts,
+    head_rows,
     pair_rows,
+    sample_parts,
+    sample_rows,
+    text_parts,
 )
-from sdsl_jax.measurement.overlap import ModelScores, pairwise_overlap
+from sdsl_jax.measurement.overlap import ModelScores, Overlaps
+from sdsl_jax.measurement.shared_parts import Part, measure_parts
 from sdsl_jax.measurement.study_models import StudyModels, by_role, load_heads, load_models
 from sdsl_jax.progress import Progress
 from sdsl_jax.records import (
@@ -100,6 +101,7 @@ def measure_conditions(
     records: list[ModelRecord],
     study: Path,
     progress: Progress,
+    parts: Path | None = None,
 ) -> Conditions:
     """Measures the exact acceptance of every pair under every condition: of drafts of all kinds, and of a
     head with its own target.
@@ -116,6 +118,7 @@ def measure_conditions(
       records: Its trained models.
       study: Its folder, which holds their weights.
       progress: Reports progress after every piece of work.
+      parts: Folder of the parts that processes share; None to share none.
 
     Raises:
       SdslError: a domain is missing, unreadable or too short, or a checkpoint is missing or
@@ -131,29 +134,43 @@ def measure_conditions(
     drafts, targets, _ = by_role(own, records)
     heads = load_heads(records, study, own)
     models = StudyModels(drafts | others, targets, heads).aligned
-    progress.start("conditions", sum(_units(config, each, models) for each in domains))
-    rows: list[AcceptanceRecord] = []
-    losses: list[LossRecord] = []
+    on_text = {
+        each.name: text_parts(config, each, models, _with_plain(each), progress, losses=True)
+        for each in domains
+    }
+    on_samples: dict[tuple[str, float, str], tuple[list[Part], list[Part]]] = {}
     for each in domains:
-        advance = lambda n, name=each.name: progress.advance(n, name)  # noqa: E731
-        if models.drafts:
-            more, lost = _on_text(config, each, models, advance)
-            rows += more
-            losses += lost
         for temperature in each.temperatures:
             # The study's own samples are those of the measure stage; others share no randomness.
             same = each.name == domain(config) and temperature == config.measure.temperature
-            for name, target in models.targets.items():
+            for name in models.targets:
                 belongs_to = ("conditions", config.seed, each.name, name, temperature)
                 seed = config.seed if same else derive_seed(*belongs_to)
-                samples = own_samples(config, each.text, target, temperature, seed)
-                advance(RUN_UNITS)
-                at = (config, each, temperature, models)
-                if models.drafts:
-                    rows += on_samples(*at, name, samples, advance)[0]
+                at = (config, each, temperature, models, name, seed, progress)
+                on_samples[each.name, temperature, name] = sample_parts(*at), head_parts(*at)
+    every = [part for own in on_text.values() for part in own]
+    every += [part for both in on_samples.values() for own in both for part in own]
+    progress.start("conditions", sum(part.cost for part in every))
+    results = measure_parts(every, parts, progress)
+
+    def together(of: list[Part]) -> Overlaps:
+        return Overlaps.from_arrays(*(results[part.name] for part in of))
+
+    rows: list[AcceptanceRecord] = []
+    losses: list[LossRecord] = []
+    for each in domains:
+        if on_text[each.name]:
+            more, lost = _text_rows(config, each, models, together(on_text[each.name]))
+            rows += more
+            losses += lost
+        for temperature in each.temperatures:
+            for name in models.targets:
+                of_drafts, of_heads = on_samples[each.name, temperature, name]
+                if of_drafts:
+                    rows += sample_rows(config, each, temperature, together(of_drafts))[0]
                 for head in (head for head, (_, of) in models.heads.items() if of == name):
-                    rows += of_head(*at, head, samples)[0]
-                    advance(RUN_UNITS)
+                    pair = pair_rows(config, (head, name), temperature, each.name)
+                    rows += head_rows(pair, head, results[of_heads[0].name])[0]
     progress.finish()
     return Conditions(rows, other_records, losses)
 
@@ -179,32 +196,16 @@ def _domains(config: StudyConfig, dataset: Dataset, progress: Progress) -> list[
     return domains
 
 
-def _units(config: StudyConfig, where: Domain, models: StudyModels) -> int:
-    drafts, targets = len(models.drafts), len(models.targets)
-    windows = min(config.measure.text_windows, where.text.window_count)
-    on_samples = -(-config.measure.prompts // 32) * (drafts + 1) if drafts else 0
-    each = targets * (RUN_UNITS + on_samples) + len(models.heads) * RUN_UNITS
-    on_text = -(-windows // 32) * (drafts + targets) if drafts else 0
-    return on_text + len(where.temperatures) * each
+def _with_plain(where: Domain) -> tuple[float, ...]:
+    """The temperatures of a domain, with that of losses, which is 1 by definition."""
+    return where.temperatures if 1.0 in where.temperatures else (*where.temperatures, 1.0)
 
 
-def _on_text(
-    config: StudyConfig, where: Domain, models: StudyModels, advance: Callable[[int], None]
+def _text_rows(
+    config: StudyConfig, where: Domain, models: StudyModels, scored: Overlaps
 ) -> tuple[list[AcceptanceRecord], list[LossRecord]]:
-    """α on text at every temperature, and the losses of all models there, which are at temperature 1
-    by definition."""
-    m = config.measure
-    windows = where.text.windows(m.text_windows)
-    temperatures = where.temperatures if 1.0 in where.temperatures else (*where.temperatures, 1.0)
-    scored = pairwise_overlap(
-        models.drafts,
-        models.targets,
-        windows[:, :-1],
-        first=0,
-        samplings=[Sampling(temperature) for temperature in temperatures],
-        following=windows[:, 1:],
-        advance=advance,
-    )
+    """α on text at every temperature, and the losses of all models there."""
+    windows = where.text.windows(config.measure.text_windows)
     rows = [
         pair_rows(config, pair, temperature, where.name).overlap(
             "teacher_forced_text", value, index
@@ -212,7 +213,7 @@ def _on_text(
         for index, temperature in enumerate(where.temperatures)
         for pair, value in scored.pairs.items()
     ]
-    plain = temperatures.index(1.0)
+    plain = _with_plain(where).index(1.0)
     losses = []
     for name, scores in (scored.drafts | scored.targets).items():
         readout = (models.drafts | models.targets)[name].config.readout_ids

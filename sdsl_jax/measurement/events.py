@@ -60,6 +60,22 @@ class DecodedStatistics(NamedTuple):
     self_check: float
     fallback_share: Interval | None = None
 
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """The statistics of a draft of one part as plain arrays, which `from_arrays` reads."""
+        intervals = [self.per_test, self.tar, self.tokens_per_round, *self.survival]
+        return {
+            "intervals": np.array(intervals, float),
+            "counts": np.array([self.rounds, self.tests]),
+            "self_check": np.array(self.self_check),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> DecodedStatistics:
+        """The statistics that arrays hold."""
+        per_test, tar, tau, *survival = (Interval(*map(float, x)) for x in arrays["intervals"])
+        rounds, tests = map(int, arrays["counts"])
+        return cls(per_test, tar, survival, tau, rounds, tests, float(arrays["self_check"]))
+
 
 def summarise(decoded: Decoded, lookahead: int, confidence: float) -> DecodedStatistics:
     """Statistics of a run at one fixed lookahead.

@@ -95,6 +95,33 @@ class Overlaps(NamedTuple):
         assert q is not None
         return drawn_acceptance(p[0], q[0])
 
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """All sums as plain arrays by name, which `from_arrays` reads."""
+        rows = [*self.pairs.items(), *((("", name), one) for name, one in self.drafts.items())]
+        rows += [((name, ""), one) for name, one in self.targets.items()]
+        return {
+            "\t".join((*names, field)): value
+            for names, one in rows
+            for field, value in vars(one).items()
+            if value is not None
+        }
+
+    @classmethod
+    def from_arrays(cls, *parts: Mapping[str, np.ndarray]) -> Overlaps:
+        """The results on the contexts of several parts, one after another, from their arrays."""
+        fields: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+        for key in parts[0]:
+            draft, target, field = key.split("\t")
+            axis = 0 if field in ("positions", "entropy") else 1
+            whole = np.concatenate([part[key] for part in parts], axis)
+            fields.setdefault((draft, target), {})[field] = whole
+        none: dict[str, Any] = {"log_probs": None}
+        return cls(
+            {pair: PairOverlap(**each) for pair, each in fields.items() if all(pair)},
+            {name: ModelScores(**(none | each)) for (of, name), each in fields.items() if not of},
+            {name: ModelScores(**(none | each)) for (name, of), each in fields.items() if not of},
+        )
+
 
 class _Scored(NamedTuple):
     """One model on a part of one chunk: its probabilities at each sampling, its entropy, and the

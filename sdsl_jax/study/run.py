@@ -25,7 +25,7 @@ from sdsl_jax.records import (
     write_marked,
 )
 from sdsl_jax.study.holdout import publish_predictions
-from sdsl_jax.study.stages import STAGES, Study
+from sdsl_jax.study.stages import STAGES, Study, forget_parts
 
 # Stages that report no progress of their own.
 _WITHOUT_PARTS = ("fit", "evidence", "figures", "report")
@@ -94,6 +94,8 @@ def _run_stages(study: Study, stages: Iterable[str], force: bool, prefix: str = 
         elif not force and is_fresh(study, stage):
             study.progress.note(f"{prefix}{stage}: up to date")
         else:
+            if force:
+                forget_parts(study, stage)
             _run_stage(study, stage)
 
 

@@ -122,6 +122,27 @@ def begin_training(
     return study, plans, select(plans, patterns, part)
 
 
+def begin_study(config: StudyConfig, folder: Path) -> tuple[Study, list[Plan]]:
+    """Checks that the models of a study can be trained in a folder, or are there, and writes nothing.
+
+    Returns:
+      The study, and the plans of the rungs that it trains.
+
+    Raises:
+      SdslError: See `begin_training`; or what is to be measured is not there.
+    """
+    from sdsl_jax.measurement import check_conditions
+    from sdsl_jax.training import check_ladder
+
+    require_study_folder(folder)
+    check_ladder(config)
+    check_conditions(config)
+    if config.ladder.weight_folders:
+        return Study(with_vocabulary(config), folder, Silent()), []
+    study, plans, _ = begin_training(config, folder)
+    return study, plans
+
+
 def trained_so_far(config: StudyConfig, folder: Path, patterns: Sequence[str] = ()) -> Trained:
     """What other processes have trained of some rungs of a study.
 

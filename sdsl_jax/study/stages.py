@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdsl_jax.config import StudyConfig, to_toml
+from sdsl_jax.config import StudyConfig, to_dict, to_toml
 from sdsl_jax.data import Dataset, load_dataset
+from sdsl_jax.digests import json_sha256
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.evidence import StudyRecords
 from sdsl_jax.package_files import user_path
@@ -216,16 +219,34 @@ def _run(record: ModelRecord) -> tuple[str, int, int]:
     return record.role, record.params_total, record.seed
 
 
+def parts_folder(study: Study, stage: str) -> Path:
+    """Folder of the parts that the processes measure that share a stage: another one for other settings,
+    models or versions."""
+    settings = to_dict(study.config)
+    models = [(r.model_id, r.params_digest) for r in study.records.trained]
+    parts = [{name: settings[name] for name in STAGES[stage].settings}, models, versions()]
+    return study.folder / "parts" / f"{stage}-{json_sha256(parts)[:16]}"
+
+
+def forget_parts(study: Study, stage: str) -> None:
+    """Deletes what processes have measured of a stage: its tables are written, or it begins anew."""
+    for folder in (study.folder / "parts").glob(f"{stage}-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        (study.folder / "parts").rmdir()
+
+
 def _measure(study: Study) -> None:
     from sdsl_jax.measurement import measure_study
 
-    models = study.records.trained
-    measured = measure_study(study.config, study.dataset, models, study.home, study.progress)
+    models, parts = study.records.trained, parts_folder(study, "measure")
+    measured = measure_study(study.config, study.dataset, models, study.home, study.progress, parts)
     with whole_file(study.records_folder / "events.parquet") as path:
         measured.events.to_parquet(path, index=False)
     study.write("checks", {"decoder_self_check": measured.self_checks})
     for name in ("acceptance", "survival", "expected", "latency"):
         write_table(study.records_folder, name, getattr(measured, name))
+    forget_parts(study, "measure")
 
 
 def _conditions(study: Study) -> None:
@@ -234,10 +255,11 @@ def _conditions(study: Study) -> None:
     if study.config.conditions.is_empty:
         study.write_tables(Conditions([], [], []))
         return
-    models = study.records.trained
+    models, parts = study.records.trained, parts_folder(study, "conditions")
     study.write_tables(
-        measure_conditions(study.config, study.dataset, models, study.folder, study.progress)
+        measure_conditions(study.config, study.dataset, models, study.folder, study.progress, parts)
     )
+    forget_parts(study, "conditions")
 
 
 def _fit(study: Study) -> None:

@@ -93,14 +93,15 @@ def test_status_of_parts_and_tasks(tmp_path, launched):
     with claimed(tmp_path / "a") as claim, open(folder / "task-0.lock", "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         status = read_status(tmp_path)
-        first, second, third = status.parts
+        (stage,) = status.stages
+        first, second, third = stage.parts
         assert (first.state, first.by) == ("taken", str(claim))
         assert first.share == 0.25
         assert first.detail == "loss 3.2  100 tokens/s"
         assert 0 < first.seconds_left < 3600
         assert (second.state, second.share) == ("done", 1.0)
         assert (third.state, third.share) == ("waiting", 0.0)
-        assert status.share == pytest.approx((1.0 + 2.0) / 8)
+        assert stage.share == pytest.approx((1.0 + 2.0) / 8)
         assert [task.state for task in status.tasks] == ["running", "gone"]
         assert status.alive
         assert stop_commands(status) == [f"kill {os.getpid()}"]
@@ -208,7 +209,7 @@ def test_a_ladder_on_this_machine_survives_ctrl_c_a_kill_and_a_stop(tmp_path):
     assert "kill " in subprocess.run(stop, capture_output=True, text=True, check=True).stdout
     until(lambda: not read_status(out).alive)
     assert read_status(out).tasks[1].state == "stopped"
-    assert not read_status(out).complete
+    assert not read_status(out).stages[0].complete
     child = start("--launch", "local", "--jobs", 2)
     told, err = child.communicate(timeout=120)
     assert child.returncode == 0, err

@@ -1,4 +1,4 @@
-"""Launches the training of a ladder."""
+"""What jobs each command launches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sdsl_jax.launch.records import Launch, Part, Where
 from sdsl_jax.launch.submission import submit
 from sdsl_jax.launch.task import Task
 from sdsl_jax.records import write_marked
-from sdsl_jax.study.shared_training import begin_training, by_cost
+from sdsl_jax.study.shared_training import begin_study, begin_training, by_cost
 from sdsl_jax.training.rungs import Plan
 
 
@@ -55,6 +55,48 @@ def launch_training(
     )
     parts = [part_of(plan, folder) for plan in by_cost(chosen)]
     return submit([task] * min(jobs, len(chosen)), folder, where, "train", parts, options)
+
+
+def launch_study(
+    config: StudyConfig,
+    folder: Path,
+    where: Where,
+    jobs: int,
+    options: Sequence[tuple[str, str]] = (),
+) -> Launch:
+    """Submits jobs that train the models of a study and measure them, and one that does the rest when
+    they have ended, and returns at once.
+
+    The last one puts together what the others have measured, and times models. It has a node of its
+    own on a cluster, and this machine after the others have ended.
+
+    Args:
+      config: The study.
+      folder: Its folder, which all jobs share.
+      where: "slurm" or "local".
+      jobs: Number of jobs that train and measure.
+      options: Names and values of options of the jobs for Slurm.
+
+    Raises:
+      SdslError: The study holds models back, its rungs cannot be trained, or the jobs cannot be
+        submitted.
+    """
+    require(
+        not config.holdout.any,
+        "a study with [holdout] cannot be launched: it publishes its predictions before it trains the models that it holds back.",
+    )
+    study, plans = begin_study(config, folder)
+    write_marked(folder / "config.toml", to_toml(study.config))
+    places = {"file": str((folder / "config.toml").absolute()), "folder": str(folder.absolute())}
+    return submit(
+        [Task("measure", places)] * jobs,
+        folder,
+        where,
+        "study",
+        [part_of(plan, folder) for plan in by_cost(plans)],
+        options,
+        last=Task("finish", places),
+    )
 
 
 def part_of(plan: Plan, folder: Path) -> Part:

@@ -1,0 +1,123 @@
+"""Measurements in parts that processes share: the same bytes, however many there are."""
+
+import os
+import shutil
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from conftest import claimed, tiny
+
+from sdsl_jax import claims
+from sdsl_jax.claims import Claim
+from sdsl_jax.config import to_toml
+from sdsl_jax.launch.records import launches
+from sdsl_jax.launch.submission import submit
+from sdsl_jax.launch.task import Task
+from sdsl_jax.measurement import shared_parts
+from sdsl_jax.measurement.shared_parts import Part, measure_parts
+from sdsl_jax.progress import Silent
+from sdsl_jax.study import run_study
+
+TABLES = ("acceptance.csv", "expected.csv", "survival.csv", "events.parquet", "conditions.csv")
+
+
+def parts(done, count=6, fails=()):
+    def part(i):
+        def work():
+            if i in fails:
+                raise RuntimeError(f"part {i} was killed")
+            done.append(i)
+            return {"x": np.full(3, i), "y\tz": np.array(i / 3)}
+
+        return Part(f"part-{i}", float(i), work, workers=1 + i % 2)
+
+    return [part(i) for i in range(count)]
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_results_come_in_the_order_of_the_parts(tmp_path, keeps):
+    done, folder = [], tmp_path if keeps else None
+    found = measure_parts(parts(done), folder, Silent())
+    assert list(found) == [f"part-{i}" for i in range(6)]
+    assert sorted(done) == list(range(6))
+    assert done[0] == 4  # those that cost most come first, of those that run alone
+    for i in range(6):
+        np.testing.assert_array_equal(found[f"part-{i}"]["x"], np.full(3, i))
+        assert found[f"part-{i}"]["y\tz"] == i / 3
+    again = measure_parts(parts(done), folder, Silent())
+    assert len(done) == (6 if keeps else 12)
+    for name in found:
+        for key, value in found[name].items():
+            assert again[name][key].tobytes() == value.tobytes()
+
+
+def test_each_part_is_measured_once_and_a_lost_one_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(shared_parts, "_POLL_SECONDS", 0.01)
+    done, lost = [], []
+    with pytest.raises(RuntimeError):
+        measure_parts(parts(lost, fails={2}), tmp_path, Silent())
+    found = []
+    threads = [
+        threading.Thread(
+            target=lambda: found.append(measure_parts(parts(done), tmp_path, Silent()))
+        )
+        for _ in range(4)
+    ]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert sorted(done + lost) == list(range(6))
+    assert [list(each) for each in found] == [[f"part-{i}" for i in range(6)]] * 4
+
+
+def test_a_damaged_result_is_measured_again(tmp_path):
+    measure_parts(parts([]), tmp_path, Silent())
+    (tmp_path / "part-3" / "result.npz").write_bytes(b"PK\x03\x04 cut")
+    done = []
+    assert measure_parts(parts(done), tmp_path, Silent())["part-3"]["x"][0] == 3
+    assert done == [3]
+
+
+def test_who_does_not_wait_leaves_a_part_to_a_living_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "LEASE_SECONDS", 1.0)
+    monkeypatch.setattr(shared_parts, "_POLL_SECONDS", 0.02)
+    with claimed(tmp_path / "part-1"):
+        found = measure_parts(parts([]), tmp_path, Silent(), wait=False)
+    assert "part-1" not in found
+    assert len(found) == 5
+
+
+@pytest.mark.slow
+def test_any_number_of_tasks_gives_the_same_bytes(measured_study, tmp_path):
+    """1, 2 and 5 tasks, of which one is killed while it measures."""
+    pytest.importorskip("submitit")
+    config = tiny(conditions={"temperatures": [0.5]}, measure={"text_windows": 100, "prompts": 70})
+    found = {}
+    for count in (1, 2, 5):
+        folder = tmp_path / str(count)
+        shutil.copytree(measured_study, folder)
+        (folder / "config.toml").write_text(to_toml(config))
+        places = {"file": str(folder / "config.toml"), "folder": str(folder)}
+        launch = submit([Task("measure", places)] * count, folder, "local", "study", [])
+        if count == 5:
+            kill_one_that_measures(folder)
+        for job in launch.ids:
+            os.waitpid(int(job), 0)
+        states = [report.state for report in launches(folder)[0].reports()]
+        assert sorted(states) == ["finished"] * (count - (count == 5)) + ["running"] * (count == 5)
+        kept = [*folder.glob("parts/measure-*/*/result.npz")]
+        assert len(kept) == 2 + 2 + 6  # two chunks of text and of samples, and six pairs
+        for stage in ("measure", "conditions"):
+            run_study(config, folder, only=stage)
+        assert not (folder / "parts").exists()
+        found[count] = [(folder / "records" / name).read_bytes() for name in TABLES]
+    assert found[1] == found[2] == found[5]
+
+
+def kill_one_that_measures(folder):
+    """Kills whoever first claims a part."""
+    while not (held := [*folder.glob("parts/measure-*/*/claim")]):
+        time.sleep(0.002)
+    os.kill(int(str(Claim(held[0].parent)).rpartition(":")[2]), signal.SIGKILL)
