@@ -47,7 +47,7 @@ _COMPILED_QUICKLY = ("predict", "lookahead", "codesign", "check")
 # Commands on a study, whose settings can be overridden by their dotted names.
 _OF_STUDIES = ("study", "train", "tune")
 # Commands that can be launched as jobs.
-_LAUNCHED = ("train", "study")
+_LAUNCHED = ("train", "study", "protocol")
 
 
 def overview() -> str:

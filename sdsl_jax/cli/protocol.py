@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from rich.markdown import Markdown
 from tyro.conf import Positional, arg
 
-from sdsl_jax.cli.arguments import Flag
+from sdsl_jax.cli.arguments import Flag, JobOptions
 from sdsl_jax.cli.terminal import say, shown_progress, standard_console
+from sdsl_jax.errors import require
 
 
 def protocol(
@@ -18,6 +19,9 @@ def protocol(
     prompts: Annotated[Path | None, arg(metavar="FILE")] = None,
     out: Annotated[Path | None, arg(metavar="DIR")] = None,
     json: Flag = False,
+    launch: Annotated[Literal["slurm", "local"] | None, arg(metavar="slurm|local")] = None,
+    jobs: int = 1,
+    slurm: JobOptions = (),
 ) -> None:
     """Measure every pair of a protocol whose checkpoints are available.
 
@@ -31,28 +35,43 @@ def protocol(
         prompts: File of prompts; by default the protocol's own, beside its file.
         out: Folder of the records; by default runs/<name of the protocol>.
         json: Print protocol.json instead of its tables.
+        launch: Measure in jobs of a Slurm cluster, or in processes of this machine, which share its
+            processors and GPUs. Options of Slurm jobs are given as --slurm.partition=gpu
+            --slurm.time=4:00:00, under the names of sbatch.
+        jobs: Number of jobs to launch.
     """
     from sdsl_jax.config import load_protocol
-    from sdsl_jax.evidence.protocol import ANSWER, summarise
+    from sdsl_jax.evidence.protocol import ANSWER
     from sdsl_jax.measurement.protocol import SETTINGS, run_protocol
-    from sdsl_jax.records import require_records_folder, write_json
-    from sdsl_jax.report.protocol import FIGURE, TABLE, write_protocol
+    from sdsl_jax.records import require_records_folder
+    from sdsl_jax.report.protocol import FIGURE, TABLE, write_answer
 
     config = load_protocol(file)
     folder = out or Path("runs") / config.name
     require_records_folder(folder, (TABLE, ANSWER, f"{FIGURE}.png"), mark=SETTINGS)
-    with shown_progress(json) as progress:
-        done = run_protocol(
-            config, checkpoints, str(prompts or file.parent / config.prompts), folder, progress
+    chosen = str(prompts or file.parent / config.prompts)
+    console = standard_console()
+    if launch is not None:
+        from sdsl_jax.cli.launch import run_launched
+        from sdsl_jax.launch.jobs import launch_protocol
+
+        require(
+            not json,
+            "--json does not go with --launch; protocol.json is in the folder of the records.",
         )
-    summary, points = summarise(config, done, folder)
-    write_json(folder / ANSWER, summary)
-    text = write_protocol(summary, points, folder)
+        require(jobs >= 1, f"--jobs is {jobs}; it must be at least 1.")
+        at = (config, file, checkpoints, chosen, folder, launch, jobs, slurm)
+        run_launched(console, folder, launch_protocol(*at))
+        text = (folder / TABLE).read_text(encoding="utf-8")
+    else:
+        require(not slurm, f"--slurm.{slurm[0][0] if slurm else ''} goes with --launch slurm.")
+        with shown_progress(json) as progress:
+            done = run_protocol(config, checkpoints, chosen, folder, progress)
+        text = write_answer(config, done, folder)
     if json:
         # As the file has it: numbers that do not exist are null.
         print((folder / ANSWER).read_text(encoding="utf-8"), end="")
         return
-    console = standard_console()
     console.print(Markdown(text))
     written = [name for name in (TABLE, ANSWER, f"{FIGURE}.png") if (folder / name).exists()]
     say(console, f"\nwritten to {folder}: {', '.join(written)} and the records")

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sdsl_jax.config import StudyConfig, to_toml
+from sdsl_jax.config import ProtocolConfig, StudyConfig, to_toml
 from sdsl_jax.errors import require
 from sdsl_jax.launch.records import Launch, Part, Where
 from sdsl_jax.launch.submission import submit
 from sdsl_jax.launch.task import Task
+from sdsl_jax.measurement.pair_records import PART_DONE, part_folder
+from sdsl_jax.measurement.protocol import available_pairs, begin_protocol, claim_folder, pair_cost
 from sdsl_jax.records import write_marked
 from sdsl_jax.study.shared_training import begin_study, begin_training, by_cost
 from sdsl_jax.training.rungs import Plan
@@ -97,6 +99,68 @@ def launch_study(
         options,
         last=Task("finish", places),
     )
+
+
+def launch_protocol(
+    config: ProtocolConfig,
+    file: Path,
+    checkpoints: Path,
+    prompts: str,
+    folder: Path,
+    where: Where,
+    jobs: int,
+    options: Sequence[tuple[str, str]] = (),
+) -> Launch:
+    """Submits jobs that measure the pairs of a protocol, and one that puts the records together when
+    they have ended, and returns at once.
+
+    Args:
+      config: The protocol.
+      file: Its TOML.
+      checkpoints: Folder of checkpoints.
+      prompts: File of prompts.
+      folder: Folder of the records, which all jobs share.
+      where: "slurm" or "local".
+      jobs: Number of jobs that measure.
+      options: Names and values of options of the jobs for Slurm.
+
+    Raises:
+      SdslError: The protocol times models, which jobs of one machine would disturb; what it needs is
+        missing; or the jobs cannot be submitted.
+    """
+    names = {name.replace("-", "_") for name, _ in options}
+    require(
+        not config.measure.timed or (where == "slurm" and "exclusive" in names),
+        f"measure.timed is {config.measure.timed}: what is timed wants a node for itself; set it to 0, or give "
+        "--launch slurm --slurm.exclusive.",
+    )
+    begin_protocol(config, checkpoints, prompts, folder)
+    pairs = available_pairs(config, checkpoints)
+    parts = [
+        Part(
+            f"{draft.folder} × {target.folder}",
+            pair_cost(config),
+            str(claim_folder(folder, draft.folder, target.folder).relative_to(folder)),
+            [
+                str(
+                    (part_folder(folder, draft.folder, target.folder) / PART_DONE).relative_to(
+                        folder
+                    )
+                )
+            ],
+        )
+        for target, drafts in pairs
+        for draft in drafts
+    ]
+    places = {
+        "file": str(file.absolute()),
+        "checkpoints": str(checkpoints.absolute()),
+        "prompts": prompts,
+        "folder": str(folder.absolute()),
+    }
+    shared = Task("protocol", places)
+    last = Task("finish_protocol", places)
+    return submit([shared] * jobs, folder, where, "protocol", parts, options, last=last)
 
 
 def part_of(plan: Plan, folder: Path) -> Part:

@@ -22,7 +22,7 @@ from sdsl_jax.errors import SdslError
 from sdsl_jax.records import read_json, write_json
 from sdsl_jax.records.documents import from_json
 
-_FOLDER, _JOBS = "launch", "jobs.json"
+_FOLDER, _JOBS, _COMPLETE = "launch", "jobs.json", "complete"
 # Between two reports of a task: a shared folder need not see every step.
 _REPORT_SECONDS = 2.0
 
@@ -77,14 +77,20 @@ class Launch:
 
     @property
     def stages(self) -> dict[str, list[Part]]:
-        """The parts of the launch by stage: "train" first, then what its tasks have added since."""
-        found = {"train": self.parts} if self.parts else {}
+        """The parts of the launch by stage: those of its command, then what its tasks have added."""
+        first = "protocol" if self.work == "protocol" else "train"
+        found = {first: self.parts} if self.parts else {}
         for path in sorted(Path(self.folder).glob("parts-*.json"), key=lambda p: p.stat().st_mtime):
             with contextlib.suppress(SdslError):
                 rows, where = read_json(path, list), f"the record file {path}"
                 stage = path.stem.removeprefix("parts-")
                 found[stage] = [from_json(Part, row, where) for row in rows]
         return found
+
+    @property
+    def complete(self) -> bool:
+        """Whether its last task has put together what the parts made."""
+        return (Path(self.folder) / _COMPLETE).exists()
 
     def reports(self) -> list[TaskReport | None]:
         """What every task last reported; None of a task that has not begun."""
@@ -170,11 +176,9 @@ class Reporter:
         """Adds the parts of a stage to those of the launch; every task adds the same ones."""
         write_json(self._path.with_name(f"parts-{stage}.json"), list(parts))
 
-    def complete_parts(self) -> None:
-        """Says that the added parts are done: what they made has been put together and deleted."""
-        for path in self._path.parent.glob("parts-*.json"):
-            rows = read_json(path, list)
-            write_json(path, [row | {"makes": []} for row in rows])
+    def complete(self) -> None:
+        """Says that all parts are done: what they made has been put together and deleted."""
+        (self._path.parent / _COMPLETE).touch()
 
     def _write(self) -> None:
         self._written, self._report.clock = time.monotonic(), time.time()

@@ -124,13 +124,16 @@ def read_status(folder: Path) -> Status | None:
     ]
     return Status(
         shown,
-        [_stage(name, parts, folder, at_work) for name, parts in every[-1].stages.items()],
+        [_stage(every[-1], name, folder, at_work) for name in every[-1].stages],
         [task for launch in shown for task in tasks[launch.folder]],
         _warnings(shown),
     )
 
 
-def _stage(name: str, parts: list[Part], folder: Path, at_work: list[TaskReport]) -> StageStatus:
+def _stage(launch: Launch, name: str, folder: Path, at_work: list[TaskReport]) -> StageStatus:
+    parts = launch.stages[name]
+    if launch.complete:
+        return StageStatus(name, [PartStatus(part, "done", share=1.0) for part in parts], 1.0, None)
     found = [_part(part, folder, at_work) for part in parts]
     cost = sum(each.part.cost for each in found)
     left = sum((1 - each.share) * each.part.cost for each in found)

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sdsl_jax.cache_folders import locked
-from sdsl_jax.config import StudyConfig, load_study
+from sdsl_jax.config import StudyConfig, load_protocol, load_study
 from sdsl_jax.data.study_tokenizer import with_vocabulary
 from sdsl_jax.launch.records import Part, Reporter
 from sdsl_jax.measurement import measure_conditions
+from sdsl_jax.measurement.protocol import run_protocol
 from sdsl_jax.measurement.shared_parts import Part as Measured
 from sdsl_jax.measurement.shared_parts import measure_parts
 from sdsl_jax.measurement.stage import StudyMeasurement
 from sdsl_jax.measurement.threads import limit_threads
 from sdsl_jax.processes import initialise_distributed
 from sdsl_jax.progress import Progress
+from sdsl_jax.report.protocol import write_answer
 from sdsl_jax.study import Study, run_study
 from sdsl_jax.study.run import is_fresh
 from sdsl_jax.study.shared_training import train_part
@@ -102,8 +104,60 @@ def finish(progress: Progress, file: str, folder: str, launch: str, after: int) 
     _wait(Path(launch), after, progress)
     run_study(_begin(file), folder, progress=progress)
     if isinstance(progress, Reporter):
-        progress.complete_parts()
+        progress.complete()
     return f"the report is {Path(folder) / 'report.html'}"
+
+
+def protocol(progress: Progress, file: str, checkpoints: str, prompts: str, folder: str) -> str:
+    """Measures pairs of a protocol that nobody else measures.
+
+    Args:
+      progress: Reports progress.
+      file: The protocol.
+      checkpoints: Folder of checkpoints.
+      prompts: File of prompts.
+      folder: Folder of the records.
+
+    Returns:
+      What became of it, in a sentence.
+    """
+    config = load_protocol(Path(file))
+    done = run_protocol(config, Path(checkpoints), prompts, Path(folder), progress, shared=True)
+    failed = f"; {len(done.unreadable)} could not be measured" if done.unreadable else ""
+    return f"{len(done.measured)} pairs are measured{failed}"
+
+
+def finish_protocol(
+    progress: Progress,
+    file: str,
+    checkpoints: str,
+    prompts: str,
+    folder: str,
+    launch: str,
+    after: int,
+) -> str:
+    """Measures what is left of a protocol when its tasks have ended, puts the records together, and
+    writes its tables.
+
+    Args:
+      progress: Reports progress.
+      file: The protocol.
+      checkpoints: Folder of checkpoints.
+      prompts: File of prompts.
+      folder: Folder of the records.
+      launch: Folder of the launch.
+      after: Number of the tasks to wait for; 0 where a scheduler does that.
+
+    Returns:
+      What became of it, in a sentence.
+    """
+    _wait(Path(launch), after, progress)
+    config = load_protocol(Path(file))
+    done = run_protocol(config, Path(checkpoints), prompts, Path(folder), progress)
+    write_answer(config, done, Path(folder))
+    if isinstance(progress, Reporter):
+        progress.complete()
+    return f"{len(done.measured)} pairs are in {folder}"
 
 
 def _begin(file: str) -> StudyConfig:

@@ -35,6 +35,7 @@ from sdsl_jax.measurement.pair import (
     PairMeasurement,
     PairSettings,
     Replay,
+    Samples,
     decode,
     loss_on_prompts,
     measure_models,
@@ -481,6 +482,7 @@ def measure_and_record(
     options: LoadOptions = DEFAULT_OPTIONS,
     requested: int = 0,
     progress: Progress | None = None,
+    drawn: dict[int, Samples] | None = None,
 ) -> MeasuredPair:
     """Measures a pair of loaded models, and adds it to a folder of records if there is one.
 
@@ -498,6 +500,7 @@ def measure_and_record(
       options: How published checkpoints were read.
       requested: Prompts that were asked for.
       progress: Reports progress after every batch.
+      drawn: Samples of the target by earlier calls, see `measure_models`.
 
     Raises:
       SdslError: the models have different tokenizers, the folder cannot take the pair, or the
@@ -512,7 +515,7 @@ def measure_and_record(
     if out is not None:
         _prepare(out, draft, target, prompts, settings, options)
     work = drafter, verifier, prompts, settings
-    measured = measure_models(*work, progress, against and against.draft)
+    measured = measure_models(*work, progress, against and against.draft, drawn)
     comparison = None
     if measured.exact is not None and measured.against is not None:
         comparison = compare_drafts(measured.exact, measured.against, settings)

@@ -183,6 +183,7 @@ def measure_models(
     settings: PairSettings,
     progress: Progress | None = None,
     against: Model | Head | None = None,
+    drawn: dict[int, Samples] | None = None,
 ) -> PairMeasurement:
     """Measures the acceptance of a pair, by scoring and by decoding.
 
@@ -195,6 +196,8 @@ def measure_models(
       progress: Reports progress after every batch.
       against: Another draft, which is scored on the same samples and not decoded; none if n-grams
         draft.
+      drawn: Samples of the target that earlier calls with the same prompts and settings have drawn, by
+        the number of its logits; they are used again, and new ones are added.
 
     Raises:
       SdslError: a stop token is not an id of the target, rows exceed a model's table of positions,
@@ -227,9 +230,13 @@ def measure_models(
         if isinstance(draft, Model):
             text = _score_text(draft, target, prompts, settings)
         progress.advance(batches, "prompts")
-        samples = sample_target(
-            target, prompts, settings, lambda: progress.advance(1, "samples of the target")
-        )
+        kept = {} if drawn is None else drawn
+        if (samples := kept.get(target.config.ids)) is None:
+            samples = kept[target.config.ids] = sample_target(
+                target, prompts, settings, lambda: progress.advance(1, "samples of the target")
+            )
+        else:
+            progress.advance(batches, "samples of the target")
         if isinstance(draft, HybridDraft):
             expected = _expected_of_hybrid(draft, target, samples, settings)
         else:

@@ -3,9 +3,12 @@ for the fits."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Sequence
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +17,7 @@ import pandas
 
 from sdsl_jax.checkpoints.identity import are_different, identity
 from sdsl_jax.checkpoints.model_folder import LoadedModel
+from sdsl_jax.claims import Claim
 from sdsl_jax.decoding import Decoded
 from sdsl_jax.device import device_name
 from sdsl_jax.errors import SdslError, require
@@ -40,6 +44,9 @@ from sdsl_jax.statistics import Interval
 
 _TABLES = ("models", "acceptance", "survival", "generation")
 MEASUREMENTS, EVENTS = "measurements.json", "events.parquet"
+_PARTS = "parts"
+# In the part of a pair that is measured.
+PART_DONE = "done"
 WRITTEN = (*(f"{table}.csv" for table in _TABLES), MEASUREMENTS, EVENTS)
 
 
@@ -257,34 +264,124 @@ def append_pair(
     report to measurements.json.
 
     What an interrupted call left of the pair is replaced. A model that the folder holds keeps its
-    record. A pair that was not decoded has no rows but those of acceptance.csv.
+    record. A pair that was not decoded has no rows but those of acceptance.csv. Processes that add to
+    one folder wait for each other.
 
     Raises:
       SdslError: the folder cannot be written to, or its records are damaged.
     """
-    records = {m.model_id: m for m in _rows(folder, "models")}
-    for model in models:
-        records.setdefault(model.model_id, model)
-    tables: dict[str, Sequence[Any]] = {"acceptance": acceptance}
-    if survival:
-        # Survival last: a decoded pair counts as measured once it is in.
-        tables |= {"generation": generation, "survival": survival}
-    tables = {key: [*_rows(folder, key, name), *new] for key, new in tables.items()}
-    answers = [a for a in _answers(folder) if _answer_name(a) != name]
-    frames = list(events)
-    if frames and (folder / EVENTS).exists():
-        earlier = pandas.read_parquet(folder / EVENTS)
-        same = np.logical_and.reduce([earlier[k] == v for k, v in name._asdict().items()])
-        kept = earlier[~same]
-        # Older events are those of drafts of one part.
-        frames.insert(0, kept.assign(drafted_by=kept.get("drafted_by", 0)))
-    write_table(folder, "models", list(records.values()))
+    with _alone(folder):
+        records = {m.model_id: m for m in _rows(folder, "models")}
+        for model in models:
+            records.setdefault(model.model_id, model)
+        tables: dict[str, Sequence[Any]] = {"acceptance": acceptance}
+        if survival:
+            # Survival last: a decoded pair counts as measured once it is in.
+            tables |= {"generation": generation, "survival": survival}
+        whole = {key: [*_rows(folder, key, name), *new] for key, new in tables.items()}
+        answers = [a for a in _answers(folder) if _answer_name(a) != name]
+        frames = list(events)
+        if frames and (earlier := _events(folder)) is not None:
+            same = np.logical_and.reduce([earlier[k] == v for k, v in name._asdict().items()])
+            frames.insert(0, earlier[~same])
+        _write(folder, list(records.values()), whole, frames, [*answers, to_json(answer)])
+
+
+def _write(
+    folder: Path,
+    models: list[ModelRecord],
+    tables: dict[str, list[Any]],
+    frames: list[pandas.DataFrame],
+    answers: list[Any],
+) -> None:
+    write_table(folder, "models", models)
     if frames:
         with whole_file(folder / EVENTS) as path:
             pandas.concat(frames, ignore_index=True).to_parquet(path, index=False)
-    write_json(folder / MEASUREMENTS, [*answers, to_json(answer)])
+    write_json(folder / MEASUREMENTS, answers)
     for key, rows in tables.items():
         write_table(folder, key, rows)
+
+
+def part_folder(folder: Path, draft: str, target: str) -> Path:
+    """Where a process keeps the records of a pair until `merge_parts`: a folder of records itself."""
+    return folder / _PARTS / target / draft
+
+
+def merge_parts(folder: Path, pairs: Sequence[tuple[str, str]]) -> None:
+    """Moves the records of pairs that processes have measured beside each other into those of a folder.
+
+    The tables then hold the pairs in the given order, whoever measured them; pairs that are not named
+    come first.
+
+    Args:
+      folder: The folder of the records.
+      pairs: Names (draft, target) in the order of the tables; they need not have parts.
+
+    Raises:
+      SdslError: The folder cannot be written to, its records are damaged, or two models of one name
+        differ.
+    """
+    parts = {pair: part_folder(folder, *pair) for pair in pairs}
+    parts = {pair: part for pair, part in parts.items() if (part / PART_DONE).exists()}
+    place = {pair: i for i, pair in enumerate(pairs)}
+    if not parts:
+        return
+    with _alone(folder):
+        models: dict[str, ModelRecord] = {}
+        for each in (folder, *parts.values()):
+            for record in _rows(each, "models"):
+                known = models.setdefault(record.model_id, record)
+                require(
+                    not are_different(known.params_digest, record.params_digest),
+                    f"the folder {folder} would hold two models of the name {record.model_id}, whose weights differ.",
+                )
+
+        def in_order(read: Callable[[Path], list[Any]], pair_of: Callable[[Any], Any]) -> list[Any]:
+            # What an interrupted call wrote of a pair is in its part, whole.
+            rows = [row for row in read(folder) if pair_of(row) not in parts]
+            rows += [row for part in parts.values() for row in read(part)]
+            return sorted(rows, key=lambda row: place.get(pair_of(row), -1))
+
+        tables = {
+            key: in_order(lambda each, key=key: _rows(each, key), _pair)  # type: ignore[misc]
+            for key in ("acceptance", "generation", "survival")
+        }
+        frames = in_order(_events_by_pair, lambda each: each[0])
+        answers = in_order(_answers, lambda answer: _answer_name(answer)[:2])
+        _write(folder, list(models.values()), tables, [rows for _, rows in frames], answers)
+    shutil.rmtree(folder / _PARTS, ignore_errors=True)
+
+
+def _pair(row: Any) -> tuple[str, str]:
+    return row.draft_id, row.target_id
+
+
+def _events(folder: Path) -> pandas.DataFrame | None:
+    """The events of a folder; None if it has none."""
+    if not (folder / EVENTS).exists():
+        return None
+    events = pandas.read_parquet(folder / EVENTS)
+    # Older events are those of drafts of one part.
+    return events.assign(drafted_by=events.get("drafted_by", 0))
+
+
+def _events_by_pair(folder: Path) -> list[tuple[tuple[str, str], pandas.DataFrame]]:
+    events = _events(folder)
+    if events is None:
+        return []
+    pairs = events.groupby(["draft_id", "target_id"], sort=False)
+    return [((str(draft), str(target)), rows) for (draft, target), rows in pairs]
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps other processes from writing to a folder of records within the block."""
+    claim = Claim(folder)
+    while not claim.acquire():
+        time.sleep(0.05)
+    with claim:
+        yield
 
 
 def with_loss(

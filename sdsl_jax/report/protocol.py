@@ -3,17 +3,47 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sdsl_jax.evidence.protocol import ProtocolPair, ProtocolSummary, ProtocolTarget
+from sdsl_jax.config import ProtocolConfig
+from sdsl_jax.evidence.protocol import (
+    ANSWER,
+    ProtocolPair,
+    ProtocolSummary,
+    ProtocolTarget,
+    summarise,
+)
 from sdsl_jax.fitting.plane import Plane
-from sdsl_jax.records import write_text
+from sdsl_jax.records import write_json, write_text
 from sdsl_jax.report.style import COLOURS, figure
 from sdsl_jax.report.warnings import said_once
 
+if TYPE_CHECKING:
+    from sdsl_jax.measurement.protocol import ProtocolResult
+
 _DRAWN = (-0.25, 1.25)
 TABLE, FIGURE = "protocol.md", "plane"
+
+
+def write_answer(config: ProtocolConfig, done: ProtocolResult, out: Path) -> str:
+    """Writes what a protocol found: `protocol.json`, and the files of `write_protocol`.
+
+    Args:
+      config: The protocol.
+      done: Its outcome.
+      out: Folder of its records.
+
+    Returns:
+      The text of `protocol.md`.
+
+    Raises:
+      SdslError: The records are damaged, or the folder cannot be written to.
+    """
+    summary, points = summarise(config, done, out)
+    write_json(out / ANSWER, summary)
+    return write_protocol(summary, points, out)
 
 
 def write_protocol(summary: ProtocolSummary, points: np.ndarray, out: Path) -> str:

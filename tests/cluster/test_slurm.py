@@ -13,6 +13,7 @@ import time
 import pytest
 from cluster.one_node_slurm import slurm, why_not
 from ladders import assert_equal, metrics, write_study
+from small_protocol import write_protocol
 
 from sdsl_jax.launch.records import launches
 
@@ -113,6 +114,24 @@ def test_a_ladder_that_is_killed_preempted_and_timed_out_is_the_same(tmp_path):
     assert f"task {launch.ids[0]} gone: srun: error: " in told
     assert "task 0: Killed" in told
     assert_equal(out, whole)
+
+
+def test_a_protocol_that_is_killed_and_preempted_is_the_same(tmp_path):
+    arguments = write_protocol(tmp_path)
+    finish(start("protocol", *arguments, "--out", tmp_path / "alone"))
+    out = tmp_path / "out"
+    options = ("--launch", "slurm", "--jobs", 2, "--slurm.time=20")
+    child = start("protocol", *arguments, "--out", out, *options)
+    first, second = (until(lambda i=i: report(out, i)).pid for i in (0, 1))
+    os.kill(first, signal.SIGKILL)
+    (launch,) = launches(out)
+    subprocess.run(["scontrol", "requeue", launch.ids[1]], check=True)
+    start_again(launch.ids[1])
+    told = finish(child)
+    assert "protocol: 6 of 6 parts done" in told
+    for name in ("models.csv", "acceptance.csv", "survival.csv", "events.parquet"):
+        assert (out / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    assert second != launches(out)[0].reports()[1].pid
 
 
 def test_the_processes_of_one_job_train_a_rung_together(tmp_path):

@@ -3,12 +3,16 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 
 import numpy as np
+import pandas
 import pytest
 from conftest import claimed, tiny
+from small_protocol import write_protocol
 
 from sdsl_jax import claims
 from sdsl_jax.claims import Claim
@@ -114,6 +118,44 @@ def test_any_number_of_tasks_gives_the_same_bytes(measured_study, tmp_path):
         assert not (folder / "parts").exists()
         found[count] = [(folder / "records" / name).read_bytes() for name in TABLES]
     assert found[1] == found[2] == found[5]
+
+
+@pytest.mark.slow
+def test_any_number_of_tasks_gives_the_same_records_of_a_protocol(tmp_path):
+    pytest.importorskip("submitit")
+    command = [sys.executable, "-m", "sdsl_jax.cli", "protocol", *write_protocol(tmp_path), "--out"]
+
+    def sdsl(*more):
+        arguments = list(map(str, [*command, *more]))
+        return subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
+
+    sdsl(tmp_path / "alone")
+
+    def files(folder):
+        names = ("models.csv", "acceptance.csv", "survival.csv", "events.parquet", "protocol.json")
+        return {name: (folder / name).read_bytes() for name in (*names, "measurements.json")}
+
+    whole = files(tmp_path / "alone")
+    assert len(pandas.read_parquet(tmp_path / "alone" / "events.parquet")) > 50
+    for count in (2, 5):
+        out = tmp_path / str(count)
+        told = sdsl(out, "--launch", "local", "--jobs", count)
+        assert "protocol: 6 of 6 parts done" in told
+        assert files(out) == whole
+        assert not (out / "parts").exists()
+        reports = launches(out)[0].reports()
+        assert len(reports) == count + 1
+        assert sum(len(report.done) > 0 for report in reports[:-1]) >= 2  # they shared the pairs
+
+
+def test_what_is_timed_shares_no_machine(sdsl, tmp_path):
+    arguments = write_protocol(tmp_path, ("llama-2",), ("smollm2",))
+    text = (tmp_path / "small.toml").read_text()
+    (tmp_path / "small.toml").write_text(text.replace("timed = 0", "timed = 2"))
+    out = ("--out", tmp_path / "out", "--launch", "local", "--jobs", 2)
+    status, _, err = sdsl("protocol", *arguments, *out)
+    assert status == 2
+    assert "measure.timed is 2: what is timed wants a node for itself" in err
 
 
 def kill_one_that_measures(folder):

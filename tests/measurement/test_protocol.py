@@ -5,6 +5,7 @@ import json
 import pandas
 import pytest
 from published_checkpoints import CASES, LETTERS, copy_checkpoint
+from small_protocol import PROMPTS, toml
 
 from sdsl_jax.checkpoints.loading import LoadOptions
 from sdsl_jax.config import load_protocol
@@ -17,32 +18,9 @@ from sdsl_jax.records import read_table
 OTHER = LETTERS[::-1]  # a tokenizer whose ids mean something else
 
 
-def toml(targets, drafts) -> str:
-    lines = [
-        'name = "small"',
-        'prompts = "prompts.txt"',
-        "[measure]",
-        "lookaheads = [1, 3]",
-        "plane_lookahead = 3",
-    ]
-    lines += [
-        "prompts = 6",
-        "prompt_tokens = 8",
-        "new_tokens = 8",
-        "timed = 0",
-        'dtype = "float32"',
-    ]
-    for role, names in (("targets", targets), ("drafts", drafts)):
-        for name in names:
-            lines += [f"[[{role}]]", f'folder = "{name}"', "params = 30e9", "train_tokens = 180e9"]
-    return "\n".join(lines)
-
-
 @pytest.fixture
 def run(sdsl, tmp_path):
-    (tmp_path / "prompts.txt").write_text(
-        "\n".join(["the house of", "a people", "we must go", "so it is", "Hope", "on"])
-    )
+    (tmp_path / "prompts.txt").write_text(PROMPTS)
     (tmp_path / "checkpoints").mkdir()
 
     def call(targets, drafts, *more):
