@@ -1,8 +1,5 @@
-"""Claims: which process does a piece of work, when any number of them share a folder.
-
-A claim is a `filelock.SoftFileLease`. A dead holder on this host loses it at once, any other to who
-has watched it for `LEASE_SECONDS`. Two that do a piece anyway write the same files.
-"""
+"""Claims on pieces of work, as leases of filelock: a dead holder on this host loses one at once, any
+other to who has watched it for `LEASE_SECONDS`. Two that do a piece anyway write the same files."""
 
 import time
 from contextlib import AbstractContextManager, suppress
@@ -20,10 +17,11 @@ class ClaimLost(Exception):
 
 
 class Claim(AbstractContextManager["Claim"]):
-    """A claim on a folder. `str` names its holder, which is `alive` if a kept claim saw it renewed."""
+    """A claim on a folder. `str` names its holder, `alive` if it renewed the claim while watched."""
 
     def __init__(self, folder: Path):
-        self.path, self.alive, self._seen, self._since = folder / "claim", False, (0, 0, 0), 0.0
+        self.path, self.alive, self._seen = folder / "claim", False, (0, 0, 0)
+        self._since = self._looked = -LEASE_SECONDS
         self._lease = SoftFileLease(self.path, lease_duration=LEASE_SECONDS, thread_local=False)
 
     def __str__(self) -> str:
@@ -53,8 +51,10 @@ class Claim(AbstractContextManager["Claim"]):
 
     def _watch(self) -> None:
         now, file = time.monotonic(), self.path.stat()
+        closely, self._looked = now - self._looked < LEASE_SECONDS, now
         if (seen := (file.st_ino, file.st_mtime_ns, file.st_ctime_ns)) != self._seen:
-            self.alive, self._seen, self._since = any(self._seen), seen, now
+            self.alive, self._seen, self._since = True, seen, now
+        self.alive &= closely  # a renewal long ago, between two looks, says nothing
         # filelock breaks no file where names cannot be exchanged (NFS), nor an empty one.
         if now - self._since >= LEASE_SECONDS:
             self._lease.force_break()

@@ -171,6 +171,19 @@ def test_a_wrong_clock_elsewhere_changes_nothing(tmp_path):
         other.__exit__()
 
 
+def test_a_renewal_between_two_distant_looks_shows_nobody_alive(tmp_path):
+    """Whoever comes back from hours of training watches again before it believes in a holder."""
+    elsewhere(tmp_path)
+    claim = Claim(tmp_path)
+    assert not claim.acquire()
+    os.utime(tmp_path / "claim")  # renewed once, and then its holder died
+    time.sleep(1.5 * LEASE)
+    assert not claim.acquire()
+    assert not claim.alive
+    seconds_until_acquired(claim)
+    claim.__exit__()
+
+
 def test_a_full_disk_leaves_no_claim_behind(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from sdsl_jax.counts import read_count
-from sdsl_jax.errors import SdslError
+from sdsl_jax.errors import SdslError, require
 
 
 def _whole(words: list[str]) -> int:
@@ -95,3 +95,19 @@ def split_job_options(arguments: list[str]) -> tuple[list[str], tuple[tuple[str,
             value = queue.pop(0) if queue and not queue[0].startswith("--") else ""
         options.append((name, value))
     return rest, tuple(options)
+
+
+def checked_jobs(jobs: int | None) -> int:
+    """The number of jobs to launch.
+
+    Raises:
+      SdslError: It is less than one.
+    """
+    require(jobs is None or jobs >= 1, f"--jobs is {jobs}; it must be at least 1.")
+    return 1 if jobs is None else jobs
+
+
+def require_no_jobs(jobs: int | None, slurm: JobOptions) -> None:
+    """Raises `SdslError` where options of jobs were given and none are launched."""
+    require(not slurm, f"--slurm.{slurm[0][0] if slurm else ''} goes with --launch slurm.")
+    require(jobs is None, "--jobs goes with --launch slurm or --launch local.")

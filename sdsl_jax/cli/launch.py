@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import subprocess
 import time
 from pathlib import Path
@@ -17,10 +18,12 @@ from tyro.conf import Positional, arg
 from sdsl_jax.cli.interruption import interruption
 from sdsl_jax.cli.terminal import say, standard_console, table
 from sdsl_jax.errors import SdslError, require
-from sdsl_jax.launch.records import Launch
+from sdsl_jax.launch.records import STOP, Launch
 from sdsl_jax.launch.status import PartStatus, StageStatus, Status, read_status, stop_commands
 
 _LIVE_SECONDS, _LINE_SECONDS = 2.0, 30.0
+# Tasks save a checkpoint before they end.
+_STOP_SECONDS = 120.0
 # Parts that are listed; of more, those that are taken and counts of the others.
 _LISTED = 40
 
@@ -42,16 +45,32 @@ def launch(
     """
     status = read_status(folder)
     if status is None:
-        raise SdslError(f"nothing was launched in {folder}.")
+        raise SdslError(f"nothing was launched in {str(folder)!r}.")
     console = standard_console()
     if action == "stop":
-        commands = stop_commands(status)
-        require(status.alive and commands, f"no job of {folder} is running.")
-        for command in commands:
-            say(console, command)
-            subprocess.run(command.split(), check=False)
+        _stop(console, folder, status)
         return
     follow(console, folder, stay=console.is_terminal)
+
+
+def _stop(console: Console, folder: Path, status: Status) -> None:
+    """Ends the jobs, and waits until they have ended."""
+    require(status.alive, f"no job of {str(folder)!r} is running.")
+    stop_commands(status)  # may be impossible here
+    for launch in status.launches:
+        (Path(launch.folder) / STOP).touch()
+    deadline, said = time.monotonic() + _STOP_SECONDS, set[str]()
+    while status.alive and time.monotonic() < deadline:
+        for command in stop_commands(status):
+            if command not in said:
+                say(console, command)
+            said.add(command)
+            subprocess.run(command.split(), check=False, capture_output=True)
+        time.sleep(_LIVE_SECONDS)
+        status = _read(folder)
+    alive = sum(task.alive for task in status.tasks)
+    require(not alive, f"{alive} tasks still run after {_STOP_SECONDS:.0f} s; try again.")
+    say(console, "stopped; the same --launch continues from here.")
 
 
 def follow(console: Console, folder: Path, stay: bool) -> Status:
@@ -64,9 +83,7 @@ def follow(console: Console, folder: Path, stay: bool) -> Status:
       stay: Whether to stay until they have ended.
     """
     status = _read(folder)
-    interruption.sentence = (
-        f"sdsl: the jobs go on without this command; sdsl launch stop {folder} stops them."
-    )
+    interruption.sentence = f"sdsl: the jobs go on without this command; sdsl launch stop {shlex.quote(str(folder))} stops them."
     if stay and status.alive and console.is_terminal:
         with Live(_page(status), console=console, auto_refresh=False, transient=True) as live:
             while status.alive:
@@ -95,6 +112,10 @@ def run_launched(console: Console, folder: Path, launched: Launch) -> Status:
     status = follow(console, folder, stay=True)
     last = status.tasks[-1]
     require(
+        last.state != "stopped",
+        "the jobs were stopped; the same command continues where they stood.",
+    )
+    require(
         last.state == "finished",
         f"the last task ended as {last.state}: {last.about or 'no reason is known'}; the same command continues where it stood.",
     )
@@ -105,11 +126,11 @@ def announce(console: Console, launched: Launch, folder: Path) -> None:
     """Says what was submitted, and how to look at it and stop it."""
     job = launched.ids[0].partition("_")[0]
     what = f"Slurm job {job}" if launched.where == "slurm" else "processes of this machine"
-    n = len(launched.ids)
+    n, shown = len(launched.ids), shlex.quote(str(folder))
     say(
         console,
         f"launched {n} {'task' if n == 1 else 'tasks'} as {what}; their output is in {launched.folder}\n"
-        f"They go on without this command. To look: sdsl launch status {folder}. To stop: sdsl launch stop {folder}.",
+        f"They go on without this command. To look: sdsl launch status {shown}. To stop: sdsl launch stop {shown}.",
     )
 
 

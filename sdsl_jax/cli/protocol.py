@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from rich.markdown import Markdown
 from tyro.conf import Positional, arg
 
-from sdsl_jax.cli.arguments import Flag, JobOptions
+from sdsl_jax.cli.arguments import Flag, JobOptions, checked_jobs, require_no_jobs
 from sdsl_jax.cli.terminal import say, shown_progress, standard_console
 from sdsl_jax.errors import require
 
@@ -20,7 +20,7 @@ def protocol(
     out: Annotated[Path | None, arg(metavar="DIR")] = None,
     json: Flag = False,
     launch: Annotated[Literal["slurm", "local"] | None, arg(metavar="slurm|local")] = None,
-    jobs: int = 1,
+    jobs: int | None = None,
     slurm: JobOptions = (),
 ) -> None:
     """Measure every pair of a protocol whose checkpoints are available.
@@ -38,7 +38,7 @@ def protocol(
         launch: Measure in jobs of a Slurm cluster, or in processes of this machine, which share its
             processors and GPUs. Options of Slurm jobs are given as --slurm.partition=gpu
             --slurm.time=4:00:00, under the names of sbatch.
-        jobs: Number of jobs to launch.
+        jobs: Number of jobs to launch, 1 by default. For small models, one for every core is best.
     """
     from sdsl_jax.config import load_protocol
     from sdsl_jax.evidence.protocol import ANSWER
@@ -59,12 +59,12 @@ def protocol(
             not json,
             "--json does not go with --launch; protocol.json is in the folder of the records.",
         )
-        require(jobs >= 1, f"--jobs is {jobs}; it must be at least 1.")
+        jobs = checked_jobs(jobs)
         at = (config, file, checkpoints, chosen, folder, launch, jobs, slurm)
         run_launched(console, folder, launch_protocol(*at))
         text = (folder / TABLE).read_text(encoding="utf-8")
     else:
-        require(not slurm, f"--slurm.{slurm[0][0] if slurm else ''} goes with --launch slurm.")
+        require_no_jobs(jobs, slurm)
         with shown_progress(json) as progress:
             done = run_protocol(config, checkpoints, chosen, folder, progress)
         text = write_answer(config, done, folder)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Column
 from tyro.conf import arg
 
-from sdsl_jax.cli.arguments import Flag, JobOptions, Overrides
+from sdsl_jax.cli.arguments import Flag, JobOptions, Overrides, checked_jobs, require_no_jobs
 from sdsl_jax.cli.terminal import Terminal, say, standard_console, table
 from sdsl_jax.counts import short_count
 from sdsl_jax.errors import require
@@ -28,7 +28,7 @@ def study(
     only: Annotated[str | None, arg(metavar="STAGE")] = None,
     force: Flag = False,
     launch: Annotated[Literal["slurm", "local"] | None, arg(metavar="slurm|local")] = None,
-    jobs: int = 1,
+    jobs: int | None = None,
     overrides: Overrides = (),
     slurm: JobOptions = (),
 ) -> None:
@@ -51,7 +51,7 @@ def study(
         force: Run stages even if nothing that they depend on has changed.
         launch: Run in jobs of a Slurm cluster, or in processes of this machine, which share its
             processors and GPUs.
-        jobs: Number of jobs to launch.
+        jobs: Number of jobs to launch, 1 by default. For small models, one for every core is best.
     """
     from sdsl_jax.config import load_study
     from sdsl_jax.evidence import StudyRecords
@@ -64,11 +64,11 @@ def study(
         from sdsl_jax.launch.jobs import launch_study
 
         require(only is None and not force, "--only and --force do not go with --launch.")
-        require(jobs >= 1, f"--jobs is {jobs}; it must be at least 1.")
+        jobs = checked_jobs(jobs)
         run_launched(console, folder, launch_study(config, folder, launch, jobs, slurm))
         _print(console, folder, StudyRecords(folder, config=config, path=folder / "records"))
         return
-    require(not slurm, f"--slurm.{slurm[0][0] if slurm else ''} goes with --launch slurm.")
+    require_no_jobs(jobs, slurm)
     if threads := config.computing_threads:
         # Before anything uses jax: the threads of a CPU are set for good when its backend is
         # created.

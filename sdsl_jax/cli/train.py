@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from rich.console import Console
 from tyro.conf import arg
 
-from sdsl_jax.cli.arguments import Flag, JobOptions, Overrides
+from sdsl_jax.cli.arguments import Flag, JobOptions, Overrides, checked_jobs, require_no_jobs
 from sdsl_jax.cli.terminal import Terminal, say, standard_console, table
 from sdsl_jax.errors import require
 
@@ -27,7 +27,7 @@ def train(
     part: Annotated[str | None, arg(metavar="I/N")] = None,
     distributed: Flag = False,
     launch: Annotated[Literal["slurm", "local"] | None, arg(metavar="slurm|local")] = None,
-    jobs: int = 1,
+    jobs: int | None = None,
     overrides: Overrides = (),
     slurm: JobOptions = (),
 ) -> None:
@@ -51,7 +51,7 @@ def train(
             SDSL_PROCESS name them.
         launch: Train in jobs of a Slurm cluster, or in processes of this machine, which share its
             processors and GPUs.
-        jobs: Number of jobs to launch.
+        jobs: Number of jobs to launch, 1 by default. For small models, one for every core is best.
     """
     from sdsl_jax.config import load_study
     from sdsl_jax.data.corpus import EMBEDDED
@@ -72,10 +72,10 @@ def train(
             chosen is None,
             "--part and --launch were both given; jobs share the work by themselves.",
         )
-        require(jobs >= 1, f"--jobs is {jobs}; it must be at least 1.")
+        jobs = checked_jobs(jobs)
         _launch(console, config, folder, patterns, launch, jobs, distributed, slurm)
         return
-    require(not slurm, f"--slurm.{slurm[0][0] if slurm else ''} goes with --launch slurm.")
+    require_no_jobs(jobs, slurm)
     if distributed:
         initialise_distributed()
     with closing(Terminal(console)) as terminal:
@@ -107,11 +107,14 @@ def _launch(
     status = follow(console, folder, stay=True)
     trained = trained_so_far(config, folder, patterns)
     _print(console, trained, folder, by_years=config.data.source == EMBEDDED)
-    failed = [task for task in status.tasks if task.state in ("failed", "gone")]
-    require(
-        not trained.missing or not failed,
-        f"{len(failed)} of the {len(status.tasks)} tasks failed; run the same command again to train what is missing.",
-    )
+    if trained.missing:
+        failed = [task.about for task in status.tasks if task.state == "failed"]
+        lost = sum(task.state in ("gone", "stopped") for task in status.tasks)
+        require(
+            not failed,
+            f"{len(failed)} tasks failed, the first one because of this: {(failed or [''])[0]}",
+        )
+        require(not lost, f"{lost} tasks were ended; the same command trains what is missing.")
 
 
 def _parse_part(text: str) -> tuple[int, int]:

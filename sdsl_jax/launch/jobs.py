@@ -7,8 +7,8 @@ from pathlib import Path
 
 from sdsl_jax.config import ProtocolConfig, StudyConfig, to_toml
 from sdsl_jax.errors import require
-from sdsl_jax.launch.records import Launch, Part, Where
-from sdsl_jax.launch.submission import submit
+from sdsl_jax.launch.records import Launch, PartRecord, Where
+from sdsl_jax.launch.submission import slurm_settings, submit
 from sdsl_jax.launch.task import Task
 from sdsl_jax.measurement.pair_records import PART_DONE, part_folder
 from sdsl_jax.measurement.protocol import available_pairs, begin_protocol, claim_folder, pair_cost
@@ -128,16 +128,16 @@ def launch_protocol(
       SdslError: The protocol times models, which jobs of one machine would disturb; what it needs is
         missing; or the jobs cannot be submitted.
     """
-    names = {name.replace("-", "_") for name, _ in options}
+    alone = where == "slurm" and slurm_settings(options).get("exclusive") is True
     require(
-        not config.measure.timed or (where == "slurm" and "exclusive" in names),
-        f"measure.timed is {config.measure.timed}: what is timed wants a node for itself; set it to 0, or give "
+        not config.measure.timed or alone,
+        f"measure.timed is {config.measure.timed}, and what is timed needs a node to itself; set it to 0, or give "
         "--launch slurm --slurm.exclusive.",
     )
     begin_protocol(config, checkpoints, prompts, folder)
     pairs = available_pairs(config, checkpoints)
     parts = [
-        Part(
+        PartRecord(
             f"{draft.folder} × {target.folder}",
             pair_cost(config),
             str(claim_folder(folder, draft.folder, target.folder).relative_to(folder)),
@@ -163,7 +163,7 @@ def launch_protocol(
     return submit([shared] * jobs, folder, where, "protocol", parts, options, last=last)
 
 
-def part_of(plan: Plan, folder: Path) -> Part:
+def part_of(plan: Plan, folder: Path) -> PartRecord:
     """A rung as a part of the work of a launch."""
     made = [str((model / "record.json").relative_to(folder)) for model in plan.all_folders]
-    return Part(plan.rung.name, plan.flops, str(plan.folder.relative_to(folder)), made)
+    return PartRecord(plan.rung.name, plan.flops, str(plan.folder.relative_to(folder)), made)

@@ -3,6 +3,8 @@
 FOLDER/launch/1/jobs.json     what was submitted, and where
 FOLDER/launch/1/task-0.json   what task 0 last reported
 FOLDER/launch/1/task-0.lock   locked by task 0 as long as it lives
+FOLDER/launch/1/complete      made when all parts have been put together
+FOLDER/launch/1/stop          made by sdsl launch stop
 FOLDER/launch/1/*             scripts, pickled tasks and output of the jobs
 """
 
@@ -23,6 +25,8 @@ from sdsl_jax.records import read_json, write_json
 from sdsl_jax.records.documents import from_json
 
 _FOLDER, _JOBS, _COMPLETE = "launch", "jobs.json", "complete"
+# Tasks that begin when it is there end at once.
+STOP = "stop"
 # Between two reports of a task: a shared folder need not see every step.
 _REPORT_SECONDS = 2.0
 
@@ -32,7 +36,7 @@ _Record = TypeVar("_Record")
 
 
 @dataclass(frozen=True)
-class Part:
+class PartRecord:
     """A piece of the work, which one task does at a time.
 
     Attributes:
@@ -65,7 +69,7 @@ class Launch:
 
     where: Where
     work: str
-    parts: list[Part]
+    parts: list[PartRecord]
     ids: list[str]
     host: str = field(default_factory=socket.gethostname)
     submitted: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M:%S"))
@@ -76,7 +80,7 @@ class Launch:
         write_json(Path(self.folder) / _JOBS, self)
 
     @property
-    def stages(self) -> dict[str, list[Part]]:
+    def stages(self) -> dict[str, list[PartRecord]]:
         """The parts of the launch by stage: those of its command, then what its tasks have added."""
         first = "protocol" if self.work == "protocol" else "train"
         found = {first: self.parts} if self.parts else {}
@@ -84,7 +88,7 @@ class Launch:
             with contextlib.suppress(SdslError):
                 rows, where = read_json(path, list), f"the record file {path}"
                 stage = path.stem.removeprefix("parts-")
-                found[stage] = [from_json(Part, row, where) for row in rows]
+                found[stage] = [from_json(PartRecord, row, where) for row in rows]
         return found
 
     @property
@@ -172,7 +176,7 @@ class Reporter:
         """A task ends."""
         self._write()
 
-    def add_parts(self, stage: str, parts: Sequence[Part]) -> None:
+    def add_parts(self, stage: str, parts: Sequence[PartRecord]) -> None:
         """Adds the parts of a stage to those of the launch; every task adds the same ones."""
         write_json(self._path.with_name(f"parts-{stage}.json"), list(parts))
 
@@ -193,11 +197,11 @@ def new_launch_folder(folder: Path) -> Path:
     """
     try:
         (folder / _FOLDER).mkdir(parents=True, exist_ok=True)
-        number = 1 + max(_numbers(folder), default=0)
-        while (made := folder / _FOLDER / str(number)).exists():
-            number += 1
-        made.mkdir(mode=0o700)
-        return made
+        while True:
+            made = folder / _FOLDER / str(1 + max(_numbers(folder), default=0))
+            with contextlib.suppress(FileExistsError):  # made by another command at this moment
+                made.mkdir(mode=0o700)
+                return made
     except OSError as error:
         raise SdslError(f"cannot write {folder / _FOLDER} ({error.strerror}).") from None
 

@@ -10,17 +10,22 @@ import os
 import shutil
 import socket
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from sdsl_jax.cache_folders import locked
 from sdsl_jax.claims import Claim
-from sdsl_jax.launch.records import Launch, Part, TaskReport, launches
+from sdsl_jax.errors import SdslError, require
+from sdsl_jax.launch.records import Launch, PartRecord, TaskReport, launches
+from sdsl_jax.records import read_json
 
 # Clocks that differ by more are worth a sentence.
 _SKEW_SECONDS = 60.0
 _SQUEUE_SECONDS = 20
+# Without a report, after which a task of another machine may be dead.
+_SILENT_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class PartStatus:
       seconds_left: until it is done, at the speed of its holder; None if that is not known
     """
 
-    part: Part
+    part: PartRecord
     state: Literal["done", "taken", "waiting"]
     by: str = ""
     share: float = 0.0
@@ -50,7 +55,7 @@ class TaskStatus:
 
     Attributes:
       job: its job, as the scheduler names it
-      state: "waiting", "starting", "running", "finished", "failed", "stopped" or "gone"
+      state: "waiting", "starting", "running", "finished", "failed", "stopped", "gone" or "unknown"
       about: what it does, why it waits, or its last words
     """
 
@@ -132,7 +137,7 @@ def read_status(folder: Path) -> Status | None:
 
 def _stage(launch: Launch, name: str, folder: Path, at_work: list[TaskReport]) -> StageStatus:
     parts = launch.stages[name]
-    if launch.complete:
+    if launch.complete or _finished_since(launch.submitted, name, folder):
         return StageStatus(name, [PartStatus(part, "done", share=1.0) for part in parts], 1.0, None)
     found = [_part(part, folder, at_work) for part in parts]
     cost = sum(each.part.cost for each in found)
@@ -144,9 +149,17 @@ def _stage(launch: Launch, name: str, folder: Path, at_work: list[TaskReport]) -
 
 
 def stop_commands(status: Status) -> list[str]:
-    """Shell commands that stop the tasks of launches that still run."""
+    """Shell commands that stop the tasks of launches that still run.
+
+    Raises:
+      SdslError: They are processes of another machine.
+    """
     commands = []
     for launch in status.launches:
+        require(
+            launch.where == "slurm" or launch.host == socket.gethostname(),
+            f"the jobs are processes of {launch.host}; stop them there.",
+        )
         if launch.where == "slurm":
             commands.append(f"scancel {' '.join(_slurm_jobs([launch]))}")
         else:
@@ -156,7 +169,16 @@ def stop_commands(status: Status) -> list[str]:
     return commands
 
 
-def _part(part: Part, folder: Path, reports: list[TaskReport]) -> PartStatus:
+def _finished_since(submitted: str, stage: str, folder: Path) -> bool:
+    """Whether a stage of a study was completed after its jobs were submitted."""
+    try:
+        stamp = read_json(folder / "stages.json").get(stage, {})
+    except SdslError:
+        return False
+    return isinstance(stamp, dict) and str(stamp.get("finished", "")) >= submitted
+
+
+def _part(part: PartRecord, folder: Path, reports: list[TaskReport]) -> PartStatus:
     if all((folder / path).exists() for path in part.makes):
         return PartStatus(part, "done", share=1.0)
     done = max((r.done.get(part.name, 0.0) for r in reports), default=0.0)
@@ -199,8 +221,13 @@ def _of_this_machine(
     launch: Launch, number: int, job: str, report: TaskReport | None
 ) -> TaskStatus:
     if launch.host != socket.gethostname():
-        about = f"on {launch.host}, which alone can tell whether it is alive"
-        return TaskStatus(job, report.state if report else "starting", about)
+        state = report.state if report else "starting"
+        file = Path(launch.folder) / f"task-{number}.json"
+        silent = time.time() - file.stat().st_mtime if report else 0.0
+        if state in ("starting", "running") and silent > _SILENT_SECONDS:
+            about = f"on {launch.host}, which alone can tell; its last report is {silent / 60:.0f} minutes old"
+            return TaskStatus(job, "unknown", about)
+        return TaskStatus(job, state, f"on {launch.host}{_doing(report)}")
     if _holds_lock(launch, number):
         state = report.state if report else "starting"
         return TaskStatus(job, state, f"on {launch.host}{_doing(report)}")

@@ -14,12 +14,13 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sdsl_jax.errors import SdslError, require
-from sdsl_jax.launch.records import Launch, Part, Where, new_launch_folder
+from sdsl_jax.launch.records import STOP, Launch, PartRecord, Where, new_launch_folder
 from sdsl_jax.launch.task import Task
 
+_Thing = TypeVar("_Thing")
 # Of one run of a job; a task that reaches it is requeued and continues.
 _SLURM_MINUTES = 240
 _LOCAL_MINUTES = 365 * 24 * 60
@@ -35,7 +36,7 @@ def submit(
     folder: Path,
     where: Where,
     work: str,
-    parts: Sequence[Part],
+    parts: Sequence[PartRecord],
     options: Sequence[tuple[str, str]] = (),
     last: Task | None = None,
 ) -> Launch:
@@ -71,6 +72,7 @@ def submit(
         for i, task in enumerate(tasks)
     ]
     logging.getLogger("submitit").setLevel(logging.ERROR)
+    jobs: list[Any] = []
     try:
         # submitit prints what sbatch complains of before it raises it.
         with contextlib.redirect_stderr(io.StringIO()):
@@ -78,22 +80,24 @@ def submit(
                 executor = submitit.SlurmExecutor(launch, max_num_timeout=_MOST_TIME_LIMITS)
                 executor.update_parameters(**settings)
                 with executor.batch():
-                    jobs = [executor.submit(task) for task in tasks]
+                    array = [executor.submit(task) for task in tasks]
+                jobs += array
                 if last is not None:
                     after = f"afterany:{jobs[0].job_id.partition('_')[0]}"
                     executor.update_parameters(dependency=after, exclusive=True)
                     jobs.append(executor.submit(_last(last, launch, len(tasks), waits_for=0)))
             else:
-                jobs = _submit_local(submitit, launch, tasks)
+                _submit_local(submitit, launch, tasks, jobs)
                 if last is not None:
                     last = _last(last, launch, len(tasks), waits_for=len(tasks))
-                    jobs += _submit_local(submitit, launch, [last])
-    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
-        shutil.rmtree(launch, ignore_errors=True)
-        raise SdslError(f"Slurm refused the jobs: {_reason(str(error))}.") from None
-    except (TypeError, ValueError) as error:
-        shutil.rmtree(launch, ignore_errors=True)
-        raise SdslError(f"the options of the jobs are wrong ({error}).") from None
+                    _submit_local(submitit, launch, [last], jobs)
+    except BaseException as error:
+        _take_back(where, jobs, launch)
+        if isinstance(error, _refusals(submitit)):
+            raise SdslError(f"Slurm refused the jobs: {_reason(str(error))}.") from None
+        if isinstance(error, TypeError | ValueError):
+            raise SdslError(f"the options of the jobs are wrong ({error}).") from None
+        raise
     made = Launch(where, work, list(parts), [job.job_id for job in jobs], folder=str(launch))
     made.write()
     return made
@@ -106,23 +110,41 @@ def _last(task: Task, launch: Path, number: int, waits_for: int) -> Task:
     return dataclasses.replace(task, arguments=told, launch=place, number=number)
 
 
-def _submit_local(submitit: Any, launch: Path, tasks: Sequence[Task]) -> list[Any]:
-    """A process for each task, which gets its share of the processors and GPUs of this machine."""
-    executor, jobs = submitit.LocalExecutor(launch, max_num_timeout=_MOST_TIME_LIMITS), []
+def _refusals(submitit: Any) -> tuple[type[Exception], ...]:
+    errors = submitit.core.utils
+    return errors.FailedJobError, errors.FailedSubmissionError
+
+
+def _take_back(where: Where, jobs: Sequence[Any], launch: Path) -> None:
+    """Cancels jobs of a launch of which others could not be submitted."""
+    (launch / STOP).touch()
+    for job in jobs:
+        with contextlib.suppress(OSError, ValueError):
+            if where == "slurm":
+                job.cancel(check=False)
+            else:
+                os.kill(int(job.job_id), signal.SIGTERM)
+    if not jobs:
+        shutil.rmtree(launch, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            launch.parent.rmdir()
+
+
+def _submit_local(submitit: Any, launch: Path, tasks: Sequence[Task], jobs: list[Any]) -> None:
+    """Starts a process for each task, which gets its share of the processors and GPUs of this machine,
+    and adds them to the jobs."""
+    executor = submitit.LocalExecutor(launch, max_num_timeout=_MOST_TIME_LIMITS)
     processors, gpus = _processors(), visible_gpus()
     with _detached(launch / "processes.log"):
         for i, task in enumerate(tasks):
-            own = share(gpus, i, len(tasks))
-            executor.update_parameters(
-                timeout_min=_LOCAL_MINUTES, gpus_per_node=len(own), visible_gpus=own
-            )
             # A GPU is fed by threads that want more than one processor.
             cores = () if gpus else share(processors, i, len(tasks))
-            jobs.append(executor.submit(dataclasses.replace(task, processors=cores)))
-    return jobs
+            own = dataclasses.replace(task, processors=cores, gpus=share(gpus, i, len(tasks)))
+            executor.update_parameters(timeout_min=_LOCAL_MINUTES)
+            jobs.append(executor.submit(own))
 
 
-def share(things: Sequence[int], i: int, n: int) -> tuple[int, ...]:
+def share(things: Sequence[_Thing], i: int, n: int) -> tuple[_Thing, ...]:
     """The share of one of n tasks; tasks that are more than the things share them one by one."""
     if n >= len(things):
         return tuple(things[i % len(things) : i % len(things) + 1]) if things else ()
@@ -133,13 +155,13 @@ def _processors() -> list[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
-def visible_gpus() -> list[int]:
-    """Numbers of the NVIDIA GPUs that this process may use, without asking a driver."""
+def visible_gpus() -> list[str]:
+    """Numbers or names of the NVIDIA GPUs that this process may use, without asking a driver."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
-        return [int(each) for each in named.split(",") if each.strip().isdecimal()]
+        return [each.strip() for each in named.split(",") if each.strip()]
     devices = (re.fullmatch(r"nvidia(\d+)", name) for name in os.listdir("/dev"))
-    return sorted(int(found[1]) for found in devices if found)
+    return sorted((found[1] for found in devices if found), key=int)
 
 
 def slurm_settings(options: Sequence[tuple[str, str]]) -> dict[str, Any]:
@@ -161,6 +183,8 @@ def slurm_settings(options: Sequence[tuple[str, str]]) -> dict[str, Any]:
         if name in _LISTS:
             made.setdefault(name, []).append(value)
             continue
+        if value.lower() == "false":
+            continue
         times = names.count(name)
         require(times == 1, f"--slurm.{shown} was given {times} times; give it once.")
         if name in ("time", "timeout_min"):
@@ -174,7 +198,7 @@ def slurm_settings(options: Sequence[tuple[str, str]]) -> dict[str, Any]:
 
 def _typed(value: str) -> str | int | bool:
     """Numbers, and options without a value, such as --exclusive."""
-    if value in ("true", ""):
+    if value.lower() in ("true", ""):
         return True
     return int(value) if value.isdecimal() else value
 
@@ -191,7 +215,7 @@ def _minutes(text: str) -> int:
     of_hours = found["days"] is not None or found["third"] is not None
     minutes = (60, 1, 1 / 60) if of_hours else (1, 1 / 60, 0)
     total = days * 24 * 60 + sum(value * each for value, each in zip(rest, minutes))
-    require(total > 0, f"--slurm.time is {text!r}; it must be longer than nothing.")
+    require(total > 0, f"--slurm.time is {text!r}; it must be positive.")
     return max(1, -int(-total // 1))
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from sdsl_jax.cache_folders import locked
 from sdsl_jax.compilation import keep_compiled_programs
 from sdsl_jax.errors import SdslError
-from sdsl_jax.launch.records import Reporter
+from sdsl_jax.launch.records import STOP, Reporter
 from sdsl_jax.preemption import Preempted, end_on_sigterm
 from sdsl_jax.progress import Progress, Silent
 
@@ -37,6 +37,7 @@ class Task:
       launch: Folder of the launch.
       number: Number of the task.
       processors: Processors to run on; all if empty.
+      gpus: Names of the NVIDIA GPUs to use; those of the job if empty.
     """
 
     function: str
@@ -44,11 +45,14 @@ class Task:
     launch: str = ""
     number: int = 0
     processors: tuple[int, ...] = ()
+    gpus: tuple[str, ...] = ()
 
     def __call__(self) -> None:
         """Runs the function and reports how it ends, in the job."""
         if self.processors:
             os.sched_setaffinity(0, self.processors)
+        if self.gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus)
         keep_compiled_programs()
         # The first of the processes of a distributed program speaks for all of them.
         if int(os.environ.get("SLURM_PROCID", "0")):
@@ -57,6 +61,9 @@ class Task:
         folder = Path(self.launch)
         with locked(folder / f"task-{self.number}.lock"):
             reporter = Reporter(folder, self.number)
+            if (folder / STOP).exists():
+                reporter.say("stopped")
+                return
             try:
                 reporter.say("finished", self._run(reporter))
             except (Preempted, SystemExit) as end:

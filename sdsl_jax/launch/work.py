@@ -9,11 +9,10 @@ from pathlib import Path
 from sdsl_jax.cache_folders import locked
 from sdsl_jax.config import StudyConfig, load_protocol, load_study
 from sdsl_jax.data.study_tokenizer import with_vocabulary
-from sdsl_jax.launch.records import Part, Reporter
+from sdsl_jax.launch.records import PartRecord, Reporter
 from sdsl_jax.measurement import measure_conditions
 from sdsl_jax.measurement.protocol import run_protocol
-from sdsl_jax.measurement.shared_parts import Part as Measured
-from sdsl_jax.measurement.shared_parts import measure_parts
+from sdsl_jax.measurement.shared_parts import Part, measure_parts
 from sdsl_jax.measurement.stage import StudyMeasurement
 from sdsl_jax.measurement.threads import limit_threads
 from sdsl_jax.processes import initialise_distributed
@@ -69,7 +68,8 @@ def measure(progress: Progress, file: str, folder: str) -> str:
       What became of it, in a sentence.
     """
     config = _begin(file)
-    train_part(config, Path(folder), progress=progress, largest_first=True)
+    if not config.ladder.weight_folders:
+        train_part(config, Path(folder), progress=progress, largest_first=True)
     # Waits for the others, and takes in the models that are given.
     study = Study(with_vocabulary(config), Path(folder), progress)
     run_study(config, study.folder, only="train", progress=progress)
@@ -83,7 +83,10 @@ def measure(progress: Progress, file: str, folder: str) -> str:
         progress.finish()
     if not config.conditions.is_empty and not is_fresh(study, "conditions"):
         at = (study.config, study.dataset, models, study.folder, progress)
-        measure_conditions(*at, parts_folder(study, "conditions"))
+        where = parts_folder(study, "conditions")
+        measure_conditions(
+            *at, where, lambda parts: _announce(progress, "conditions", parts, where, study.folder)
+        )
     return "what could be shared is measured"
 
 
@@ -169,12 +172,12 @@ def _begin(file: str) -> StudyConfig:
 
 
 def _announce(
-    progress: Progress, stage: str, parts: Sequence[Measured], where: Path, study: Path
+    progress: Progress, stage: str, parts: Sequence[Part], where: Path, study: Path
 ) -> None:
     """Tells the status of a launch what a stage consists of."""
     if isinstance(progress, Reporter):
         told = [
-            Part(
+            PartRecord(
                 part.name,
                 part.cost,
                 str(part.file(where).parent.relative_to(study)),

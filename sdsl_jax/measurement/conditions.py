@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,6 +103,7 @@ def measure_conditions(
     study: Path,
     progress: Progress,
     parts: Path | None = None,
+    announce: Callable[[list[Part]], None] = lambda parts: None,
 ) -> Conditions:
     """Measures the exact acceptance of every pair under every condition: of drafts of all kinds, and of a
     head with its own target.
@@ -119,6 +121,7 @@ def measure_conditions(
       study: Its folder, which holds their weights.
       progress: Reports progress after every piece of work.
       parts: Folder of the parts that processes share; None to share none.
+      announce: Called with the parts before the first is measured.
 
     Raises:
       SdslError: a domain is missing, unreadable or too short, or a checkpoint is missing or
@@ -150,6 +153,7 @@ def measure_conditions(
                 on_samples[each.name, temperature, name] = sample_parts(*at), head_parts(*at)
     every = [part for own in on_text.values() for part in own]
     every += [part for both in on_samples.values() for own in both for part in own]
+    announce(every)
     progress.start("conditions", sum(part.cost for part in every))
     results = measure_parts(every, parts, progress)
 

@@ -322,12 +322,12 @@ def merge_parts(folder: Path, pairs: Sequence[tuple[str, str]]) -> None:
       SdslError: The folder cannot be written to, its records are damaged, or two models of one name
         differ.
     """
-    parts = {pair: part_folder(folder, *pair) for pair in pairs}
-    parts = {pair: part for pair, part in parts.items() if (part / PART_DONE).exists()}
     place = {pair: i for i, pair in enumerate(pairs)}
-    if not parts:
-        return
     with _alone(folder):
+        parts = {pair: part_folder(folder, *pair) for pair in pairs}
+        parts = {pair: part for pair, part in parts.items() if (part / PART_DONE).exists()}
+        if not parts:
+            return
         models: dict[str, ModelRecord] = {}
         for each in (folder, *parts.values()):
             for record in _rows(each, "models"):
@@ -350,7 +350,15 @@ def merge_parts(folder: Path, pairs: Sequence[tuple[str, str]]) -> None:
         frames = in_order(_events_by_pair, lambda each: each[0])
         answers = in_order(_answers, lambda answer: _answer_name(answer)[:2])
         _write(folder, list(models.values()), tables, [rows for _, rows in frames], answers)
-    shutil.rmtree(folder / _PARTS, ignore_errors=True)
+        # What is deleted half must not be taken for a part.
+        for part in parts.values():
+            (part / PART_DONE).unlink(missing_ok=True)
+        for part in parts.values():
+            shutil.rmtree(part, ignore_errors=True)
+    with contextlib.suppress(OSError):  # where other processes still have parts
+        for target in {target for _, target in parts}:
+            (folder / _PARTS / target).rmdir()
+        (folder / _PARTS).rmdir()
 
 
 def _pair(row: Any) -> tuple[str, str]:

@@ -122,6 +122,7 @@ def run_protocol(
     alone, busy = True, True
     while busy:
         busy = False
+        work.refresh()
         for target, drafts in pairs:
             left = [draft for draft in drafts if work.is_left(draft, target)]
             if left and targets[target.folder].acquire():
@@ -139,7 +140,7 @@ def run_protocol(
     every = [(draft.folder, target.folder) for target, drafts in pairs for draft in drafts]
     if not shared:
         merge_parts(out, every)
-        work = work._replace(done=_done(out))
+    work.refresh()
     measured = [pair for pair in every if work.is_done(*pair)]
     return ProtocolResult(measured, absent, work.unreadable)
 
@@ -206,6 +207,10 @@ class _Work(NamedTuple):
     done: set[tuple[str, str]]
     claims: dict[tuple[str, str], Claim]
     unreadable: dict[str, str]
+
+    def refresh(self) -> None:
+        """Takes in what other processes have put into the tables."""
+        self.done.update(_done(self.out))
 
     def is_done(self, draft: str, target: str) -> bool:
         """Whether a pair is in the tables, or in a part of its own."""
@@ -295,6 +300,8 @@ def _measure_target(work: _Work, target: ProtocolModel, drafts: list[ProtocolMod
             busy = True
             continue
         with claim:
+            # Another process may have measured it meanwhile, and even put it into the tables.
+            work.refresh()
             if not work.is_left(draft, target):
                 continue
             try:

@@ -35,7 +35,7 @@ from sdsl_jax.processes import (
     raised_on_all,
 )
 from sdsl_jax.progress import Progress, Silent
-from sdsl_jax.records import ModelRecord, read_table, write_json, write_table
+from sdsl_jax.records import ModelRecord, read_table, write_json, write_table, write_text
 from sdsl_jax.training.closed_form import start_steps
 from sdsl_jax.training.evaluation import held_out_losses, make_record
 from sdsl_jax.training.loop import RungTrainer
@@ -53,6 +53,8 @@ from sdsl_jax.training.schedule import make_schedule
 from sdsl_jax.training.teacher import TeacherCache, open_teacher, teacher_digest
 
 _POLL_SECONDS = 1.0
+# What became of a rung whose loss was not finite, in its folder.
+_DIVERGED = "diverged.txt"
 _STORED: dict[str, WeightStorage] = {"float32": "as-loaded", "bfloat16": "bfloat16"}
 
 
@@ -245,7 +247,7 @@ def train_rungs(
         )
     teacher = _teacher(config, dataset, plans, progress)
     progress.start("train", sum(plan.flops for plan in plans))
-    remaining, others = list(plans), dict[str, str]()
+    remaining, others, began = list(plans), dict[str, str](), time.time()
     claims = {plan.rung.name: Claim(plan.folder) for plan in plans if is_primary()}
     diverged: list[Diverged] = []
     while remaining:
@@ -256,6 +258,9 @@ def train_rungs(
             if broadcast_from_primary(all(map(model_folder.is_whole, plan.all_folders))):
                 by = f"trained by {others.pop(name)}" if name in others else "already trained"
                 weighted.advance(plan.schedule.total_steps, f"{name}  {by}")
+                continue
+            if broadcast_from_primary((said := _diverged_since(plan, began)) is not None):
+                diverged.append(Diverged(said or f"{name} diverged in another process."))
                 continue
             # The processes of one distributed program train a rung together, under the claim of the
             # primary one.
@@ -283,6 +288,8 @@ def train_rungs(
                 left.append(plan)
             except Diverged as error:
                 progress.note(str(error))
+                if is_primary():
+                    write_text(plan.folder / _DIVERGED, str(error))
                 diverged.append(error)
         stuck, remaining = len(left) == len(remaining), left
         # A claim that nobody renews is that of a dead process.
@@ -379,6 +386,14 @@ def _train_rung(trainer: RungTrainer, study: Path) -> None:
             f"{record.model_id}: {record.params_nonembedding:,} non-embedding parameters, test loss "
             f"{record.loss_nats:.3f} nats, {record.tokens_per_second:,.0f} tokens/s, {record.train_seconds:.0f} s"
         )
+
+
+def _diverged_since(plan: Plan, began: float) -> str | None:
+    """What another process said of a rung that it lost after this one began: it would diverge again."""
+    path = plan.folder / _DIVERGED
+    if not path.exists() or path.stat().st_mtime < began:
+        return None
+    return path.read_text(encoding="utf-8")
 
 
 def _acquire_together(claim: Claim | None, name: str) -> bool:

@@ -1,5 +1,6 @@
 """Launched jobs without a scheduler: processes of this machine, their records and their status."""
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -7,15 +8,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import claimed
 from ladders import assert_equal, write_study
 
 from sdsl_jax.errors import SdslError
-from sdsl_jax.launch.records import Launch, Part, Reporter, launches, new_launch_folder
+from sdsl_jax.launch.records import STOP, Launch, PartRecord, Reporter, launches, new_launch_folder
 from sdsl_jax.launch.status import read_status, stop_commands
-from sdsl_jax.launch.submission import share, slurm_settings, submit
+from sdsl_jax.launch.submission import share, slurm_settings, submit, visible_gpus
 from sdsl_jax.launch.task import Task
 
 submitit = pytest.importorskip("submitit")
@@ -54,7 +56,7 @@ def test_options_of_jobs():
     assert found["additional_parameters"] == {"reservation": "monday"}
     assert found["time"] == 240  # submitit's own limit is five minutes
     for options, message in (
-        ([("time", "0")], "longer than nothing"),
+        ([("time", "0")], "must be positive"),
         ([("time", "soon")], "--slurm.time is 'soon'"),
         ([("partition", "a"), ("partition", "b")], "--slurm.partition was given 2 times"),
     ):
@@ -71,7 +73,9 @@ def test_processors_are_shared_evenly():
 @pytest.fixture
 def launched(tmp_path):
     """A launch of two tasks on three rungs, as jobs.json has it; no process belongs to it."""
-    parts = [Part(name, cost, name, [f"{name}/done"]) for name, cost in zip("abc", (4.0, 2.0, 2.0))]
+    parts = [
+        PartRecord(name, cost, name, [f"{name}/done"]) for name, cost in zip("abc", (4.0, 2.0, 2.0))
+    ]
     folder = new_launch_folder(tmp_path)
     assert folder.stat().st_mode & 0o777 == 0o700
     # Numbers of processes that no system has.
@@ -114,6 +118,61 @@ def test_status_of_parts_and_tasks(tmp_path, launched):
     assert read_status(tmp_path).tasks[0].about == "the loss of a became nan."
 
 
+def test_jobs_of_another_machine_are_not_stopped_here(tmp_path, launched):
+    (Path(launched.folder) / "jobs.json").write_text(
+        (Path(launched.folder) / "jobs.json").read_text().replace(launched.host, "elsewhere")
+    )
+    reporter = Reporter(Path(launched.folder), 0)
+    reporter.start("train", 8)
+    status = read_status(tmp_path)
+    assert status.tasks[0].state == "running"
+    with pytest.raises(SdslError, match="the jobs are processes of elsewhere; stop them there"):
+        stop_commands(status)
+    then = time.time() - 3600
+    os.utime(os.path.join(launched.folder, "task-0.json"), (then, then))
+    assert read_status(tmp_path).tasks[0].state == "unknown"
+
+
+def test_gpus_may_have_names(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8f2e, 3")
+    assert visible_gpus() == ["GPU-8f2e", "3"]
+    assert share(visible_gpus(), 1, 2) == ("3",)
+
+
+def test_a_task_that_begins_after_the_stop_does_nothing(tmp_path, launched):
+    (Path(launched.folder) / STOP).touch()
+    Task("no such function", {}, launch=launched.folder, number=1)()
+    assert launched.reports()[1].state == "stopped"
+
+
+def test_jobs_that_were_submitted_before_a_refusal_are_taken_back(tmp_path, monkeypatch):
+    cancelled = []
+
+    class Executor:
+        def __init__(self, *_, **__):
+            self.parameters = {}
+
+        def update_parameters(self, **values):
+            self.parameters |= values
+
+        @contextlib.contextmanager
+        def batch(self):
+            yield
+
+        def submit(self, task):
+            if "dependency" in self.parameters:
+                raise submitit.core.utils.FailedJobError("sbatch: error: QOSMaxSubmitJobPerUser")
+            cancel = lambda check: cancelled.append(task.number)  # noqa: E731
+            return SimpleNamespace(job_id=f"7_{task.number}", cancel=cancel)
+
+    monkeypatch.setattr(submitit, "SlurmExecutor", Executor)
+    monkeypatch.setattr("sdsl_jax.launch.submission.shutil.which", lambda _: "sbatch")
+    task = Task("train", {})
+    with pytest.raises(SdslError, match="Slurm refused the jobs: QOSMaxSubmitJobPerUser"):
+        submit([task, task], tmp_path, "slurm", "train", [], last=task)
+    assert cancelled == [0, 1]
+
+
 def test_a_clock_that_is_wrong_is_said(tmp_path, launched):
     reporter = Reporter(Path(launched.folder), 0)
     assert read_status(tmp_path).warnings == []
@@ -151,6 +210,7 @@ def test_what_cannot_be_launched_is_one_sentence(tmp_path, monkeypatch):
             "--part and --launch were both given",
         ),
         (["train", "STUDY", "--slurm.partition=x"], "--slurm.partition goes with --launch slurm"),
+        (["train", "STUDY", "--jobs", "3"], "--jobs goes with --launch slurm or --launch local"),
         (["train", "STUDY", "--launch", "local", "--rungs=x"], "no rung is named 'x'"),
         (["train", "STUDY", "--launch", "local", "--distributed"], "goes with --launch slurm"),
     ],

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas
@@ -20,9 +21,10 @@ from sdsl_jax.config import to_toml
 from sdsl_jax.launch.records import launches
 from sdsl_jax.launch.submission import submit
 from sdsl_jax.launch.task import Task
-from sdsl_jax.measurement import shared_parts
+from sdsl_jax.measurement import pair_records, shared_parts
 from sdsl_jax.measurement.shared_parts import Part, measure_parts
 from sdsl_jax.progress import Silent
+from sdsl_jax.records import AcceptanceRecord, ModelRecord, read_table
 from sdsl_jax.study import run_study
 
 TABLES = ("acceptance.csv", "expected.csv", "survival.csv", "events.parquet", "conditions.csv")
@@ -148,6 +150,58 @@ def test_any_number_of_tasks_gives_the_same_records_of_a_protocol(tmp_path):
         assert sum(len(report.done) > 0 for report in reports[:-1]) >= 2  # they shared the pairs
 
 
+@pytest.mark.slow
+def test_two_that_measure_a_protocol_by_hand_share_it(tmp_path):
+    """Without jobs: each pair is measured once, and whoever puts the parts together loses none."""
+    command = [sys.executable, "-m", "sdsl_jax.cli", "protocol", *write_protocol(tmp_path), "--out"]
+    out = tmp_path / "out"
+    both = [
+        subprocess.Popen([*map(str, command), str(out)], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    assert [child.wait(200) for child in both] == [0, 0]
+    rows = read_table(out, "acceptance")
+    names = [(r.draft_id, r.target_id, r.estimator, r.lookahead) for r in rows]
+    assert len({name[:2] for name in names}) == 6
+    assert len(names) == len({*names})
+    assert not (out / "parts").exists()
+
+
+@pytest.mark.parametrize("killed", ["nowhere", "before the marks go", "while parts go"])
+def test_parts_that_two_put_together_are_neither_lost_nor_doubled(tmp_path, monkeypatch, killed):
+    pairs = [(f"draft-{i}", "target") for i in range(3)]
+    for draft, target in pairs:
+        row = AcceptanceRecord(draft, target, "decoded_tar", 1, 1.0, "text", 0.5)
+        name = pair_records.PairName(draft, target, 1.0, "text")
+        part = pair_records.part_folder(tmp_path, draft, target)
+        answer = {"draft": {"model_id": draft}, "target": {"model_id": target}}
+        answer |= {"temperature": 1.0, "prompts": {"source": "text"}}
+        models = [ModelRecord(each, "", 9, 9, 9, 0, 1.0, 2.7) for each in (draft, target)]
+        pair_records.append_pair(part, name, models, answer, acceptance=[row])
+        (part / pair_records.PART_DONE).touch()
+    if killed != "nowhere":
+        unlink = Path.unlink
+
+        def dies(path, *_, **__):
+            if killed == "while parts go" or path.name == pair_records.PART_DONE:
+                raise KeyboardInterrupt
+            unlink(path, *_, **__)
+
+        with monkeypatch.context() as patch:
+            if killed == "while parts go":
+                patch.setattr(pair_records.shutil, "rmtree", dies)
+            else:
+                patch.setattr(Path, "unlink", dies)
+            with pytest.raises(KeyboardInterrupt):
+                pair_records.merge_parts(tmp_path, pairs)
+    threads = [
+        threading.Thread(target=pair_records.merge_parts, args=(tmp_path, pairs)) for _ in range(3)
+    ]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert [r.draft_id for r in read_table(tmp_path, "acceptance")] == [d for d, _ in pairs]
+
+
 def test_what_is_timed_shares_no_machine(sdsl, tmp_path):
     arguments = write_protocol(tmp_path, ("llama-2",), ("smollm2",))
     text = (tmp_path / "small.toml").read_text()
@@ -155,7 +209,7 @@ def test_what_is_timed_shares_no_machine(sdsl, tmp_path):
     out = ("--out", tmp_path / "out", "--launch", "local", "--jobs", 2)
     status, _, err = sdsl("protocol", *arguments, *out)
     assert status == 2
-    assert "measure.timed is 2: what is timed wants a node for itself" in err
+    assert "measure.timed is 2, and what is timed needs a node to itself" in err
 
 
 def kill_one_that_measures(folder):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import claimed, tiny
 
+from sdsl_jax import claims
 from sdsl_jax.checkpoints import storage
 from sdsl_jax.checkpoints.layout import make_layout
 from sdsl_jax.claims import Claim
@@ -21,7 +22,6 @@ from sdsl_jax.preemption import Preempted
 from sdsl_jax.progress import Silent
 from sdsl_jax.records import read_table
 from sdsl_jax.training import (
-    claims,
     ladder,
     plan_rungs,
     select,
@@ -399,6 +399,18 @@ def test_tensorboard_logs_every_segment(tmp_path, dataset):
     pytest.importorskip("tensorboardX")
     train_ladder(config({"tensorboard": True}), dataset, tmp_path)
     assert len(list(tmp_path.rglob("events.out.tfevents.*"))) == 4
+
+
+def test_a_rung_that_another_process_has_lost_is_not_tried_again(tmp_path, dataset, monkeypatch):
+    poisoned(monkeypatch, {3})
+    study = config()
+    plans = plan_rungs(study, dataset, tmp_path)
+    monkeypatch.setattr(ladder.time, "time", lambda: 0.0)  # this process began before the other one
+    with pytest.raises(SdslError, match="the loss of draft-600-s0 became nan at step 3"):
+        train_rungs(study, dataset, tmp_path, plans[:1])
+    monkeypatch.setattr(ladder, "_train_rung", lambda *_: pytest.fail("it was tried again"))
+    with pytest.raises(SdslError, match="the loss of draft-600-s0 became nan at step 3"):
+        train_rungs(study, dataset, tmp_path, plans[:1])
 
 
 def test_a_rung_of_another_process_is_left_to_it(tmp_path, dataset, monkeypatch):
