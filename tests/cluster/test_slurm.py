@@ -76,7 +76,7 @@ def report(folder, task, besides=()):
 
 def test_a_ladder_that_is_killed_preempted_and_timed_out_is_the_same(tmp_path):
     study = write_study(
-        tmp_path, tokens=1_000_000, checkpoint_every_steps=200, ladder={"seeds": [0, 1]}
+        tmp_path, tokens=700_000, checkpoint_every_steps=200, ladder={"seeds": [0, 1]}
     )
     whole, out = tmp_path / "whole", tmp_path / "out"
     finish(start("train", study, "--out", whole))

@@ -229,7 +229,7 @@ def test_wrong_input_is_one_sentence_and_status_two(sdsl, tmp_path, arguments, m
 @pytest.mark.slow
 def test_a_ladder_on_this_machine_survives_ctrl_c_a_kill_and_a_stop(tmp_path):
     study = write_study(
-        tmp_path, tokens=400_000, checkpoint_every_steps=200, ladder={"seeds": [0, 1]}
+        tmp_path, tokens=300_000, checkpoint_every_steps=200, ladder={"seeds": [0, 1]}
     )
     out, whole = tmp_path / "out", tmp_path / "whole"
 
