@@ -63,7 +63,9 @@ def main() -> None:
             train(folder, name, *quick, *how)
         for i in range(given.repetitions):
             one, several = train(folder, f"one-{i}"), train(folder, f"jobs-{i}", *jobs)
-            print(f"one process {one:.1f} s, {given.jobs} jobs {several:.1f} s: {one / several:.2f}×")
+            print(
+                f"one process {one:.1f} s, {given.jobs} jobs {several:.1f} s: {one / several:.2f}×"
+            )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import jax
 from sdsl_jax.checkpoints.identity import identity_of
 from sdsl_jax.checkpoints.interop import open_checkpoint, open_gguf
 from sdsl_jax.checkpoints.interop.settings import CONFIG
-from sdsl_jax.checkpoints.layout import make_layout
 from sdsl_jax.checkpoints.model_folder import (
     MODEL,
     PARAMS,
@@ -25,14 +24,14 @@ from sdsl_jax.checkpoints.model_folder import (
     load_model_folder,
     open_model_folder,
 )
+from sdsl_jax.checkpoints.split import repeat_over, split_shardings
 from sdsl_jax.checkpoints.storage import digest
-from sdsl_jax.config import ParallelConfig
 from sdsl_jax.data import Dataset
 from sdsl_jax.data.published import NO_TEMPLATE, PublishedTokenizer, chosen_template
 from sdsl_jax.data.tokenizer import fingerprint
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.gguf_header import SUFFIX, is_gguf
-from sdsl_jax.models import Params, abstract_params, count
+from sdsl_jax.models import ModelConfig, Params, count
 from sdsl_jax.models.weights import WeightStorage, store
 from sdsl_jax.package_files import user_path
 from sdsl_jax.progress import Progress, Silent
@@ -55,6 +54,8 @@ class LoadOptions(NamedTuple):
       ignore_keys: Settings to read as if the checkpoint's file did not have them.
       weights: How to store the matrices while decoding; see `models.weights`. Applies to our own
         models as well.
+      repeated: Whether each of the devices holds all weights, as of a small draft whose target is
+        split.
     """
 
     dtype: str = "float32"
@@ -63,6 +64,7 @@ class LoadOptions(NamedTuple):
     chat_template: str = NO_TEMPLATE
     ignore_keys: tuple[str, ...] = ()
     weights: WeightStorage = "as-loaded"
+    repeated: bool = False
 
 
 # float32 on one device, with special tokens and without a template.
@@ -77,8 +79,8 @@ def load_model(
     Args:
       path: Path to the model's folder or GGUF file, also as "package:NAME/PATH". A model's name on a hub is refused with the
         command that downloads it.
-      options: How to read a published checkpoint. Our own models are float32 and load onto one
-        device; of the options only `weights` applies to them.
+      options: How to read a published checkpoint. Our own models are float32, and whole on each
+        device; of the other options only `weights` applies to them.
       progress: Reports progress after every array of a published checkpoint.
 
     Raises:
@@ -87,7 +89,28 @@ def load_model(
     path = _model_path(path)
     if is_published(path):
         return load_published(path, options, progress)
-    return with_weights(load_model_folder(path), options.weights)
+    own = with_weights(load_model_folder(path), options.weights)
+    if options.devices > 1:
+        own = own._replace(params=repeat_over(own.params, options.devices))
+    return own
+
+
+def architecture(path: str | Path, ignore_keys: tuple[str, ...] = ()) -> ModelConfig:
+    """A model's architecture; nothing is read of its weights.
+
+    Args:
+      path: As of `load_model`.
+      ignore_keys: As of `LoadOptions`.
+
+    Raises:
+      SdslError: The path holds no model, or its settings are not understood.
+    """
+    path = _model_path(path)
+    if not is_published(path):
+        return open_model_folder(path).config
+    if is_gguf(path):
+        return open_gguf(path, ignore_keys).checkpoint.config
+    return open_checkpoint(path, ignore_keys).config
 
 
 def open_model(path: str | Path) -> LoadedModel:
@@ -208,13 +231,7 @@ def load_published(
     )
     shardings = None
     if options.devices > 1:
-        available = len(jax.devices())
-        require(
-            options.devices <= available,
-            f"the weights are to be split over {options.devices} devices; there {'is' if available == 1 else 'are'} {available}.",
-        )
-        layout = make_layout(ParallelConfig(fsdp=options.devices), jax.devices())
-        shardings = layout.state_shardings(abstract_params(config))
+        shardings = split_shardings(config, options.devices, options.repeated)
     progress.start(f"load {path.name}", 1)
     digests: dict[str, bytes] = {}
     params = checkpoint.load(options.dtype, shardings, progress.advance, digests, options.weights)

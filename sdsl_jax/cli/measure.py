@@ -180,6 +180,9 @@ def measure(
         dtype, devices, special_tokens == "add", chat_template, ignore_key, weights
     )
     with shown_progress(json) as progress:
+        drafting = measured_pair.draft_options(
+            draft, target, options, settings, prompt_tokens, progress
+        )
         verifier = _with_tokens(
             load_model(target, options, progress), target_train_tokens, "--target-train-tokens"
         )
@@ -193,7 +196,7 @@ def measure(
         proposer = None
         if draft != measured_pair.NGRAM:
             proposer = _with_tokens(
-                load_model(Path(draft), options._replace(chat_template="none"), progress),
+                load_model(Path(draft), drafting, progress),
                 draft_train_tokens,
                 "--draft-train-tokens",
             )
@@ -201,7 +204,7 @@ def measure(
         if against:
             require(measured_pair.NGRAM not in (draft, against) and not ngram_first, NO_ALPHA)
             require(not retokenised, "--retokenised compares no drafts; leave out --against.")
-            other = load_model(Path(against), options._replace(chat_template="none"), progress)
+            other = load_model(Path(against), drafting, progress)
         require_ignored(ignore_key, *(m for m in (verifier, proposer, other) if m is not None))
         chosen = load_prompts(
             prompts,

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import pandas
 
-from sdsl_jax.checkpoints.loading import DEFAULT_OPTIONS, LoadOptions, load_model
+from sdsl_jax.checkpoints.interop.checkpoint import DTYPES
+from sdsl_jax.checkpoints.loading import DEFAULT_OPTIONS, LoadOptions, architecture, load_model
 from sdsl_jax.checkpoints.model_folder import LoadedModel
+from sdsl_jax.checkpoints.split import share_devices
 from sdsl_jax.data.prompts import Prompts, encode_prompts, load_prompts, pad_prompts
 from sdsl_jax.decoding import Head, HybridDraft, Model, NgramDraft, Sampling, one_vocabulary
 from sdsl_jax.decoding.feature_drafter import with_tables
@@ -393,7 +395,7 @@ def speculate(
     )
     widest = _whole_numbers(lookahead if rule is None else max_lookahead)
     how = _settings(widest, new_tokens, temperature, seed, **settings)
-    draft_model, target_model = _load_pair(draft, target, options, progress)
+    draft_model, target_model = _load_pair(draft, target, options, how, progress)
     chosen = _as_prompts(prompts, draft_model, target_model)
     pair = _decoding_pair(draft_model, target_model, how)
     decoded = decode(*pair, chosen, max(widest), how, rule=rule)
@@ -450,11 +452,11 @@ def measure_pair(
         different tokenizers.
     """
     how = _settings(_whole_numbers(lookaheads), new_tokens, temperature, seed, **settings)
-    draft_model, target_model = _load_pair(draft, target, options, progress)
+    draft_model, target_model = _load_pair(draft, target, options, how, progress)
     other = None
     if against is not None:
         require(against != NGRAM, NO_ALPHA)
-        other, _ = _load_pair(against, target_model, options, progress)
+        other, _ = _load_pair(against, target_model, options, how, progress)
     return measure_and_record(
         draft_model,
         target_model,
@@ -618,16 +620,66 @@ def _decoding_pair(
     ), verifier
 
 
+def draft_options(
+    draft: AnyModel,
+    target: AnyModel,
+    options: LoadOptions,
+    settings: PairSettings,
+    prompt_tokens: int,
+    progress: Progress | None,
+) -> LoadOptions:
+    """How to read the draft of a pair. Where devices share the target, says first what each of them will
+    hold, before anything is read.
+
+    Args:
+      draft: The drafter.
+      target: The target.
+      options: How the target is read.
+      settings: How the pair is measured.
+      prompt_tokens: Longest prompt.
+      progress: Is given the memory as a note.
+
+    Raises:
+      SdslError: There are too few devices, or a path holds no model.
+    """
+    options = options._replace(chat_template="none")
+    if options.devices == 1:
+        return options
+    models = [
+        model.config if isinstance(model, LoadedModel) else architecture(model, options.ignore_keys)
+        for model in (target, draft)
+        if model != NGRAM
+    ]
+    lookahead = max(settings.lookaheads)
+    sharing = share_devices(
+        models[0],
+        models[1] if len(models) > 1 else None,
+        options.devices,
+        np.dtype(DTYPES[options.dtype]).itemsize,
+        rows=settings.batch,
+        positions=prompt_tokens + settings.new_tokens + lookahead,
+        width=lookahead + 1,
+    )
+    if progress is not None:
+        progress.note(str(sharing))
+    return options._replace(repeated=sharing.repeated)
+
+
 def _load_pair(
-    draft: AnyModel, target: AnyModel, options: LoadOptions, progress: Progress | None
+    draft: AnyModel,
+    target: AnyModel,
+    options: LoadOptions,
+    settings: PairSettings,
+    progress: Progress | None,
 ) -> tuple[LoadedModel | None, LoadedModel]:
     """Reads the models that are given by their paths."""
+    drafting = draft_options(draft, target, options, settings, _LONGEST_PROMPT, progress)
     if not isinstance(target, LoadedModel):
         target = load_model(target, options, progress)
     if draft == NGRAM:
         return None, target
     if not isinstance(draft, LoadedModel):
-        draft = load_model(draft, options._replace(chat_template="none"), progress)
+        draft = load_model(draft, drafting, progress)
     pair_warnings.require_one_tokenizer(draft, target)
     return draft, target
 

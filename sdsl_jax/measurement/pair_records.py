@@ -45,6 +45,8 @@ from sdsl_jax.statistics import Interval
 _TABLES = ("models", "acceptance", "survival", "generation")
 MEASUREMENTS, EVENTS = "measurements.json", "events.parquet"
 _PARTS = "parts"
+# Options of reading models that change no number but by rounding, or are recorded with each model.
+_HOW_COMPUTED = ("devices", "repeated", "ignore_keys")
 # In the part of a pair that is measured.
 PART_DONE = "done"
 WRITTEN = (*(f"{table}.csv" for table in _TABLES), MEASUREMENTS, EVENTS)
@@ -175,7 +177,7 @@ def how_measured(settings: PairSettings, options: dict[str, Any]) -> dict[str, A
     """
     sampling = settings.sampling
     filters = {name: getattr(sampling, name) for name in ("top_k", "top_p", "min_p")}
-    kept = {key: value for key, value in options.items() if key not in ("devices", "ignore_keys")}
+    kept = {key: value for key, value in options.items() if key not in _HOW_COMPUTED}
     return {**filters, "verification": settings.verification, **kept}
 
 

@@ -27,7 +27,7 @@ from sdsl_jax.decoding import Sampling
 from sdsl_jax.digests import file_sha256
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.measurement import pair_records
-from sdsl_jax.measurement.measured_pair import measure_and_record, pair_name
+from sdsl_jax.measurement.measured_pair import NGRAM, draft_options, measure_and_record, pair_name
 from sdsl_jax.measurement.pair import PairSettings, Samples
 from sdsl_jax.measurement.pair_records import PART_DONE, merge_parts, part_folder
 from sdsl_jax.measurement.pair_report import RetokenisedReport
@@ -279,11 +279,18 @@ def _load(
     config: ProtocolConfig,
     devices: int,
     progress: Progress,
+    target: LoadedModel | None = None,
 ) -> LoadedModel:
-    options = LoadOptions(
-        dtype=config.measure.dtype, devices=devices, ignore_keys=config.ignore_keys
-    )
-    loaded = load_model(checkpoints / model.folder, options, progress)
+    """A checkpoint as a target, or as the draft of one."""
+    m = config.measure
+    options = LoadOptions(dtype=m.dtype, devices=devices, ignore_keys=config.ignore_keys)
+    path = checkpoints / model.folder
+    at = (options, _settings(config), m.prompt_tokens, progress)
+    if target is None:
+        draft_options(NGRAM, path, *at)  # says what the target needs before it is read
+    else:
+        options = draft_options(path, target, *at)
+    loaded = load_model(path, options, progress)
     record = dataclasses.replace(
         loaded.record, model_id=model.folder, train_tokens=int(model.train_tokens)
     )
@@ -314,6 +321,18 @@ def _measure_target(work: _Work, target: ProtocolModel, drafts: list[ProtocolMod
     return busy
 
 
+def _settings(config: ProtocolConfig) -> PairSettings:
+    m = config.measure
+    return PairSettings(
+        lookaheads=m.lookaheads,
+        new_tokens=m.new_tokens,
+        sampling=Sampling(m.temperature),
+        seed=config.seed,
+        batch=m.batch,
+        confidence=m.confidence,
+    )
+
+
 class _LoadedTarget(NamedTuple):
     """A target with its prompts, the devices that its pairs use, and its samples once they are drawn."""
 
@@ -341,20 +360,13 @@ def _measure_pair(
     config, progress = work.config, work.progress
     m, name = config.measure, f"{draft.folder} × {target.folder}"
     try:
-        proposing = _load(draft, work.checkpoints, config, loaded.devices, progress)
+        proposing = _load(draft, work.checkpoints, config, loaded.devices, progress, loaded.model)
     except SdslError as error:
         work.unreadable[draft.folder] = str(error)
         progress.note(f"{draft.folder} cannot be read: {error}")
         return
     progress.note(name)
-    settings = PairSettings(
-        lookaheads=m.lookaheads,
-        new_tokens=m.new_tokens,
-        sampling=Sampling(m.temperature),
-        seed=config.seed,
-        batch=m.batch,
-        confidence=m.confidence,
-    )
+    settings = _settings(config)
     part = part_folder(work.out, draft.folder, target.folder)
     shown = _OfPair(progress, name)
     try:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from sdsl_jax.models.config import ModelConfig
@@ -506,7 +507,6 @@ def readout(
     return nnx.merge(_graph(config)[0], params).readout(x_BTD, compact)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "capacity", "taps"))
 def prefill_with_features(
     config: ModelConfig,
     params: Params,
@@ -519,11 +519,45 @@ def prefill_with_features(
     None without taps.
 
     Padding on the right is seen as well, and overwritten before anything can attend to it. Compiled
-    apart from the decoding loops, so that the many pairs of a study share it.
+    apart from the decoding loops, so that the many pairs of a study share it. Where the parameters are
+    split over devices, so is the cache.
     """
+    shardings = _cache_shardings(config, params, tokens_BT.shape[0])
+    return _prefill(config, params, tokens_BT, capacity=capacity, taps=taps, shardings=shardings)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "capacity", "taps", "shardings"))
+def _prefill(config, params, tokens_BT, *, capacity, taps, shardings):
     empty = init_cache(config, tokens_BT.shape[0], capacity, activation_dtype(params))
+    if shardings is not None:
+        empty = KVCache(
+            *(
+                tuple(jax.lax.with_sharding_constraint(x, sharding) for x in part)
+                for part, sharding in zip(empty, shardings)
+            )
+        )
     _, cache, features = outputs(config, params, tokens_BT, cache=empty, taps=taps)
     return cache, features
+
+
+def _cache_shardings(
+    config: ModelConfig, params: Params, rows: int
+) -> tuple[NamedSharding, NamedSharding] | None:
+    """How keys and values are split: by rows and heads, or within heads; None where parameters are not."""
+    for leaf in jax.tree.leaves(params):
+        sharding = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and any(sharding.spec):
+            axis = next(name for name in sharding.spec if name is not None)
+            break
+    else:
+        return None
+    mesh, devices = sharding.mesh, sharding.mesh.shape[axis]
+    if rows * config.kv_heads % devices == 0:
+        return (NamedSharding(mesh, PartitionSpec(axis)),) * 2
+    if config.head_dim % devices == 0:
+        keys, values = PartitionSpec(None, axis), PartitionSpec(None, None, axis)
+        return NamedSharding(mesh, keys), NamedSharding(mesh, values)
+    return None
 
 
 def prefill(
