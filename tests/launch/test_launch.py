@@ -21,6 +21,7 @@ from sdsl_jax.launch.submission import share, slurm_settings, submit, visible_gp
 from sdsl_jax.launch.task import Task
 
 submitit = pytest.importorskip("submitit")
+HOLDOUT = ("--ladder.draft_params=[600,900]", "--holdout.draft_params=[900]")
 
 
 @pytest.mark.parametrize(
@@ -213,12 +214,14 @@ def test_what_cannot_be_launched_is_one_sentence(tmp_path, monkeypatch):
         (["train", "STUDY", "--jobs", "3"], "--jobs goes with --launch slurm or --launch local"),
         (["train", "STUDY", "--launch", "local", "--rungs=x"], "no rung is named 'x'"),
         (["train", "STUDY", "--launch", "local", "--distributed"], "goes with --launch slurm"),
+        (["study", "STUDY", "--launch", "local", "--only=fit"], "do not go with --launch"),
+        (["study", "STUDY", "--launch", "local", *HOLDOUT], "a study with [holdout] cannot be"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_status_two(sdsl, tmp_path, arguments, message):
     places = {"DIR": tmp_path, "STUDY": write_study(tmp_path)}
     given = [places.get(each, each) for each in arguments]
-    out = ["--out", tmp_path / "out"] if arguments[0] == "train" else []
+    out = [] if arguments[0] == "launch" else ["--out", tmp_path / "out"]
     status, _, err = sdsl(*given, *out)
     assert status == 2
     assert message in err
