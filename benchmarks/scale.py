@@ -59,7 +59,8 @@ def cost(name: str, device: str) -> Cost:
     file = load_hardware(device)
     hardware, precision = file.hardware, file.precision
     target, draft = TARGETS[name], DRAFTS[name]
-    weights = float(target.total_params) * precision.weight_bytes
+    weight, cached = float(precision.weight_bytes), float(precision.cache_bytes)
+    weights = float(target.total_params) * weight
     needed = weights / (_SHARE_FOR_WEIGHTS * float(hardware.memory_bytes))
     devices = 2 ** math.ceil(math.log2(max(1.0, needed)))
     batches, context = -(-PROMPTS // BATCH), PROMPT + NEW / 2
@@ -76,9 +77,9 @@ def cost(name: str, device: str) -> Cost:
         at = (hardware, draft, target, lookahead, BATCH, context, precision, precision)
         decoded += rounds * float(round_time(*at, devices=devices).seconds)
         events += _EVENT_BYTES * PROMPTS * rounds
-    cache = 2 * BATCH * (PROMPT + NEW) * target.layers * target.kv_width * precision.cache_bytes
-    logits = 4 * BATCH * (max(LOOKAHEADS) + 1) * target.vocab_size
-    own = float(draft.total_params) * precision.weight_bytes
+    cache = 2 * BATCH * (PROMPT + NEW) * float(target.layers * target.kv_width) * cached
+    logits = 4 * BATCH * (max(LOOKAHEADS) + 1) * float(target.vocab_size)
+    own = float(draft.total_params) * weight
     return Cost(
         devices,
         weights / _DISK,
