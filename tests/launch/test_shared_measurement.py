@@ -18,6 +18,7 @@ from small_protocol import write_protocol
 from sdsl_jax import claims
 from sdsl_jax.claims import Claim
 from sdsl_jax.config import to_toml
+from sdsl_jax.launch import work
 from sdsl_jax.launch.records import launches
 from sdsl_jax.launch.submission import submit
 from sdsl_jax.launch.task import Task
@@ -209,6 +210,21 @@ def test_what_is_timed_shares_no_machine(sdsl, tmp_path):
     status, _, err = sdsl("protocol", *arguments, *out)
     assert status == 2
     assert "measure.timed is 2, and what is timed needs a node to itself" in err
+
+
+@pytest.mark.slow
+def test_jobs_measure_a_study_whose_models_are_given(measured_study, tmp_path):
+    config = tiny(ladder={"weights": str(measured_study)}, measure={"decode": "none"})
+    (tmp_path / "study.toml").write_text(to_toml(config))
+    places = (str(tmp_path / "study.toml"), str(tmp_path / "out"))
+    assert work.measure(Silent(), *places) == "what could be shared is measured"
+    assert len([*tmp_path.glob("out/parts/measure-*/*/result.npz")]) == 2
+    run_study(config, tmp_path / "out", only="measure")
+    found, whole = (
+        [r for r in read_table(each / "records", "acceptance") if r.lookahead == 0]
+        for each in (tmp_path / "out", measured_study)
+    )
+    assert found == whole
 
 
 def kill_one_that_measures(folder):
