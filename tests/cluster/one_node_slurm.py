@@ -46,23 +46,36 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
 
+def _find(name: str) -> str | None:
+    """Where a program is; daemons may lie outside the path."""
+    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+
+
 def why_not() -> str:
     """Why there can be no Slurm here; empty if there can. Installs it where CI=true."""
     if os.geteuid():
         return "a Slurm of one node needs root"
-    missing = [name for name in _PROGRAMS if shutil.which(name) is None]
+    missing = [name for name in _PROGRAMS if _find(name) is None]
     if missing and os.environ.get("CI") == "true":
-        told = {"env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, "check": False}
-        with contextlib.suppress(OSError):
+        told = {"env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, "timeout": 600}
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             subprocess.run(["apt-get", "update", "-qq"], **told)
             subprocess.run(["apt-get", "install", "-y", "-qq", *PACKAGES], **told)
-        missing = [name for name in _PROGRAMS if shutil.which(name) is None]
+        missing = [name for name in _PROGRAMS if _find(name) is None]
     return f"{', '.join(missing)} is not installed" if missing else ""
+
+
+class DidNotStart(Exception):
+    """A daemon of the cluster does not run on this machine."""
 
 
 @contextlib.contextmanager
 def slurm(folder: Path):
-    """Runs the cluster, to which the environment then points, until the block ends."""
+    """Runs the cluster, to which the environment then points, until the block ends.
+
+    Raises:
+      DidNotStart: It cannot be brought up here.
+    """
     folder.chmod(0o755)
     for name in ("munge", "state", "spool"):
         (folder / name).mkdir(mode=0o755)
@@ -83,7 +96,7 @@ def slurm(folder: Path):
         _until(lambda: (munge / "socket").exists(), 10, "munged makes no socket")
         daemons.append(_start("slurmctld", "-D", "-i"))
         daemons.append(_start("slurmd", "-D", "-N", host))
-        _until(lambda: "idle" in _sinfo(), 60, f"the node is not idle: {_log(folder)}")
+        _until(lambda: "idle" in _sinfo(), 60, "its node did not become idle")
         yield conf
     finally:
         if len(daemons) > 1:
@@ -100,7 +113,8 @@ def slurm(folder: Path):
 
 
 def _start(*command: str) -> subprocess.Popen:
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    program = [_find(command[0]) or command[0], *command[1:]]
+    return subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def _sinfo() -> str:
@@ -108,15 +122,11 @@ def _sinfo() -> str:
     return told.stdout
 
 
-def _log(folder: Path) -> str:
-    return "\n".join(path.read_text(errors="replace")[-2000:] for path in folder.glob("slurm*.log"))
-
-
 def _until(true, seconds: float, otherwise: str) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         if time.monotonic() > deadline:
-            raise RuntimeError(otherwise)
+            raise DidNotStart(otherwise)
         time.sleep(0.2)
 
 

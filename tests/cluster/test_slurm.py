@@ -3,15 +3,17 @@
 python -m pytest -m cluster -rs
 """
 
+import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import pytest
-from cluster.one_node_slurm import slurm, why_not
+from cluster.one_node_slurm import DidNotStart, slurm, why_not
 from ladders import assert_equal, metrics, write_study
 from small_protocol import write_protocol
 
@@ -25,7 +27,11 @@ _SECONDS = 100
 def cluster(tmp_path_factory):
     if reason := why_not():
         pytest.skip(f"SKIPPED: no test on a real Slurm, for {reason}")
-    with slurm(tmp_path_factory.mktemp("slurm")):
+    with contextlib.ExitStack() as running:
+        try:
+            running.enter_context(slurm(tmp_path_factory.mktemp("slurm")))
+        except DidNotStart as error:
+            pytest.skip(f"SKIPPED: no test on a real Slurm, for it did not start here: {error}")
         yield
 
 
@@ -136,6 +142,10 @@ def test_a_protocol_that_is_killed_and_preempted_is_the_same(tmp_path):
 
 def test_the_processes_of_one_job_train_a_rung_together(tmp_path):
     """jax.distributed finds its processes under srun; losses are those of one process."""
+    try:
+        socket.gethostbyname(socket.gethostname())
+    except OSError:
+        pytest.skip("SKIPPED: the name of this machine has no address, which JAX asks Slurm for")
     mesh = {"parallel": {"data": 2}}
     study = write_study(tmp_path, checkpoint_every_steps=20, **mesh)
     options = ("--slurm.ntasks_per_node=2", "--slurm.time=20", "--distributed")
