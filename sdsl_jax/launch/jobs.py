@@ -45,16 +45,8 @@ def launch_training(
         where == "slurm" or not distributed,
         "--distributed goes with --launch slurm, which gives every job its processes.",
     )
-    write_marked(folder / "config.toml", to_toml(study.config))
-    task = Task(
-        "train",
-        {
-            "file": str((folder / "config.toml").absolute()),
-            "folder": str(folder.absolute()),
-            "patterns": list(patterns),
-            "distributed": distributed,
-        },
-    )
+    chosen_only = {"patterns": list(patterns), "distributed": distributed}
+    task = Task("train", _settings_file(study.config, folder) | chosen_only)
     parts = [part_of(plan, folder) for plan in by_cost(chosen)]
     return submit([task] * min(jobs, len(chosen)), folder, where, "train", parts, options)
 
@@ -88,8 +80,7 @@ def launch_study(
         "a study with [holdout] cannot be launched: it publishes its predictions before it trains the models that it holds back.",
     )
     study, plans = begin_study(config, folder)
-    write_marked(folder / "config.toml", to_toml(study.config))
-    places = {"file": str((folder / "config.toml").absolute()), "folder": str(folder.absolute())}
+    places = _settings_file(study.config, folder)
     return submit(
         [Task("measure", places)] * jobs,
         folder,
@@ -136,21 +127,15 @@ def launch_protocol(
     )
     begin_protocol(config, checkpoints, prompts, folder)
     pairs = available_pairs(config, checkpoints)
+    names = [(draft.folder, target.folder) for target, drafts in pairs for draft in drafts]
     parts = [
         PartRecord(
-            f"{draft.folder} × {target.folder}",
+            " × ".join(pair),
             pair_cost(config),
-            str(claim_folder(folder, draft.folder, target.folder).relative_to(folder)),
-            [
-                str(
-                    (part_folder(folder, draft.folder, target.folder) / PART_DONE).relative_to(
-                        folder
-                    )
-                )
-            ],
+            str(claim_folder(Path(), *pair)),
+            [str(part_folder(Path(), *pair) / PART_DONE)],
         )
-        for target, drafts in pairs
-        for draft in drafts
+        for pair in names
     ]
     places = {
         "file": str(file.absolute()),
@@ -161,6 +146,13 @@ def launch_protocol(
     shared = Task("protocol", places)
     last = Task("finish_protocol", places)
     return submit([shared] * jobs, folder, where, "protocol", parts, options, last=last)
+
+
+def _settings_file(config: StudyConfig, folder: Path) -> dict[str, object]:
+    """Writes a study's settings, overrides included, where its jobs read them; returns both places."""
+    file = folder / "config.toml"
+    write_marked(file, to_toml(config))
+    return {"file": str(file.absolute()), "folder": str(folder.absolute())}
 
 
 def part_of(plan: Plan, folder: Path) -> PartRecord:

@@ -186,7 +186,8 @@ class Reporter:
 
     def _write(self) -> None:
         self._written, self._report.clock = time.monotonic(), time.time()
-        write_json(self._path, self._report)
+        with contextlib.suppress(SdslError):  # a report that cannot be written stops no work
+            write_json(self._path, self._report)
 
 
 def new_launch_folder(folder: Path) -> Path:
