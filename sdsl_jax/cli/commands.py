@@ -18,6 +18,7 @@ GROUPS = {
         "predict": "which draft to train for a target, when only sizes are known",
         "lookahead": "how many tokens to speculate at a measured acceptance, and whether it pays",
         "codesign": "draft and lookahead for a target on given hardware, under constraints",
+        "explore": "the same with sliders: a page in your browser, or a file to send to others",
     },
     "Measurements of models": {
         "measure": "how much of what a draft proposes a target accepts, and the speed-up",
@@ -43,7 +44,7 @@ GROUPS = {
 }
 _MODULES = {"lookahead": "predict", "version": "commands"}
 # Commands whose programs run in milliseconds.
-_COMPILED_QUICKLY = ("predict", "lookahead", "codesign", "check")
+_COMPILED_QUICKLY = ("predict", "lookahead", "codesign", "explore", "check")
 # Commands on a study, whose settings can be overridden by their dotted names.
 _OF_STUDIES = ("study", "train", "tune")
 # Commands that can be launched as jobs.

@@ -306,14 +306,10 @@ class Answer(Performance):
             return f"No feasible design: {self.warnings[0]}"
         if self.acceptance >= 1:
             return "No answer: where every draft token is accepted, no draft and no lookahead is the best."
-        if self.speculate:
-            ahead = "1 token ahead" if whole.lookahead == 1 else f"{whole.lookahead} tokens ahead"
-            return (
-                f"Speculate: a draft of {short_count(whole.draft_params.total)} parameters, {ahead}, is "
-                f"{whole.speedup:.2f} times as fast as the target alone."
-            )
-        text = f"Do not speculate: the best choice is {whole.speedup:.2f} times as fast as the target alone."
-        if self.break_even is None:
+        text = choice_sentence(
+            self.speculate, whole.draft_params.total, round(whole.lookahead), whole.speedup
+        )
+        if self.speculate or self.break_even is None:
             return text
         # Break-evens are those of the best draft of the law, which need not be one that was asked
         # about.
@@ -338,6 +334,26 @@ class Answer(Performance):
             "latency": f"{whole.latency_seconds:.2f} s",
         }
         return table_of(self.verdict, rows)
+
+
+def choice_sentence(speculate: bool, draft_params: float, lookahead: int, speedup: float) -> str:
+    """The choice in a sentence: whether to speculate, with which draft, and what it gains.
+
+    Args:
+      speculate: Whether to speculate.
+      draft_params: All parameters of the draft.
+      lookahead: Drafts per round.
+      speedup: Speed-up S over the target alone.
+    """
+    if not speculate:
+        return (
+            f"Do not speculate: the best choice is {speedup:.2f} times as fast as the target alone."
+        )
+    ahead = "1 token ahead" if lookahead == 1 else f"{lookahead} tokens ahead"
+    return (
+        f"Speculate: a draft of {short_count(draft_params)} parameters, {ahead}, is "
+        f"{speedup:.2f} times as fast as the target alone."
+    )
 
 
 def _where_it_pays(region: PayingRegion, with_another_draft: bool) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from sdsl_jax.codesign.caveats import of_the_device, of_the_laws
 from sdsl_jax.codesign.concurrency import cache_room
@@ -248,7 +248,7 @@ def schedule(
     with jax.enable_x64(True):
         every = np.arange(1, batches[-1] + 1)
         gains, tau = speedups(problem, every, contexts, survival)
-        fits = _fitting(problem, every, contexts)
+        fits = allowed_cells(problem, every, contexts)
     allowed = np.ones(gains.shape[1:], bool) if fits is None else fits
     shown = np.asarray(batches) - 1
     most = int(every[allowed.any(-1)].max(initial=0))
@@ -360,10 +360,10 @@ def _check_survival(survival: Sequence[float]) -> None:
         )
 
 
-def _fitting(
-    problem: ServingProblem, batches: np.ndarray, contexts: Sequence[float]
-) -> np.ndarray | None:
-    """Whether weights and caches fit, [B, C]; None where the memory is unknown."""
+def allowed_cells(
+    problem: ServingProblem, batches: Int[np.ndarray, " B"], contexts: Sequence[float]
+) -> Bool[np.ndarray, "B C"] | None:
+    """Whether weights and caches of every batch and context fit; None where the memory is unknown."""
     serving, design = in_numpy((problem.inputs.serving, problem.inputs.fixed))
     if not np.isfinite(float(serving.hardware.memory_bytes)):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -50,6 +51,7 @@ def total_params(params: Any, rule: ShapeRule) -> Any:
     return family_shape(params, rule).total_params
 
 
+@functools.lru_cache(maxsize=1024)
 def non_embedding_params(total: float, rule: ShapeRule) -> float:
     """The N of the family member with so many parameters in all, by bisection: the total rises with
     N.

@@ -10,6 +10,7 @@ checked when it is read.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import re
@@ -292,10 +293,14 @@ def _load(name_or_path: str | Path) -> HardwareFile:
         text.lower() in known,
         f"there is no hardware named {text!r}; known are {', '.join(known)}, and any file that ends in .toml.",
     )
-    content = (resources.files("sdsl_jax.hardware") / f"{text.lower()}.toml").read_text(
-        encoding="utf-8"
-    )
-    return _parse(tomllib.loads(content), f"the hardware {text}")
+    return _preset(text.lower())
+
+
+@functools.cache
+def _preset(name: str) -> HardwareFile:
+    """A device that ships with the package: read once, for pages and sweeps ask again and again."""
+    content = (resources.files("sdsl_jax.hardware") / f"{name}.toml").read_text(encoding="utf-8")
+    return _parse(tomllib.loads(content), f"the hardware {name}")
 
 
 def _engine(name: str, table: Any, device: dict[str, float]) -> Engine:

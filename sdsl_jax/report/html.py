@@ -74,11 +74,11 @@ def write_report(
     write_text(records.folder / "report.html", page)
 
 
-def environment() -> jinja2.Environment:
-    """The templates of the report, with the filters that they use."""
+def environment(package: str = "sdsl_jax.report") -> jinja2.Environment:
+    """The templates of a package of pages, with the filters that they use."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(
-            lambda name: resources.files("sdsl_jax.report").joinpath(name).read_text("utf-8")
+            lambda name: resources.files(package).joinpath(name).read_text("utf-8")
         ),
         autoescape=True,
         undefined=jinja2.StrictUndefined,

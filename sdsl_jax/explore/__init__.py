@@ -1,0 +1,1 @@
+"""The explorer: a page on which the laws answer as fast as a slider moves."""

@@ -1,0 +1,151 @@
+"""The explorer as one HTML file that needs no server and no network: the views of a grid of states."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdsl_jax.errors import require
+from sdsl_jax.explore.explorer import Explorer, part
+from sdsl_jax.explore.state import Choices, Control, written
+from sdsl_jax.explore.view import FEWER_COLUMNS
+from sdsl_jax.progress import Progress, Silent
+from sdsl_jax.records import write_text
+from sdsl_jax.report.html import environment
+from sdsl_jax.report.vega import library, script_json
+
+# The largest page that mail programs and browsers take without complaint.
+LARGEST = 8e6
+_STATES = 2000
+
+
+def default_grid(choices: Choices) -> dict[str, tuple[Any, ...]]:
+    """The states of a page: a few values of what people ask about first, those of the start among them."""
+    start = choices.start
+    if len(choices.hardware) == 1 and not any(choices.engines.values()):
+        return {
+            "target_params": choices.target_params,
+            "draft_tokens": choices.draft_tokens,
+            "acceptance_law": tuple(choices.acceptance_laws),
+            "batch": _thinned((1.0, 4.0, 16.0, 64.0), start.batch),
+            "context": _thinned((256.0, 2048.0), start.context),
+        }
+    others = ("h100", "h200", "a100", "v6e")
+    devices = [name for name in others if name in choices.hardware and name != start.hardware]
+    return {
+        "target_params": _thinned(
+            (1e9, 3e9, 8e9, 14e9, 32e9, 70e9, 120e9, 400e9), start.target_params
+        ),
+        "hardware": (start.hardware, *devices[:2]),
+        "batch": _thinned((1.0, 4.0, 16.0, 64.0, 256.0), start.batch),
+        "context": _thinned((1024.0, 4096.0, 16384.0), start.context),
+    }
+
+
+def _thinned(values: Sequence[float], own: float) -> tuple[float, ...]:
+    return tuple(sorted({*values, own}))
+
+
+def export(
+    explorer: Explorer,
+    path: Path,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    progress: Progress | None = None,
+) -> int:
+    """Writes the page.
+
+    Args:
+      explorer: The explorer.
+      path: The file to write, ending in .html.
+      grid: Values of each control that the page holds; a grid around the start if left out. What
+        is not named stays as at the start.
+      progress: Told of every state that is done.
+
+    Returns:
+      Number of states.
+
+    Raises:
+      SdslError: The grid names what is no control or not offered, has more than 2,000 states, or the
+        page is larger than 8 MB or cannot be written.
+    """
+    require(path.suffix == ".html", f"cannot write {path}: its name must end in .html.")
+    controls = _controls(explorer.choices, grid or default_grid(explorer.choices))
+    states = list(itertools.product(*(one.values for one in controls)))
+    require(
+        len(states) <= _STATES,
+        f"the grid has {len(states):,} states; a page holds at most {_STATES:,}: name fewer values.",
+    )
+    start = explorer.choices.start.texts()
+    progress = progress or Silent()
+    progress.start("states", len(states))
+    views = []
+    for values in states:
+        texts = start | dict(zip((one.name for one in controls), values))
+        found = explorer.view(texts, FEWER_COLUMNS).to_json()
+        views.append({name: value for name, value in found.items() if name != "state"})
+        progress.advance(1)
+    progress.finish()
+    setup = explorer.setup(controls) | {"views": views}
+    page = (
+        environment("sdsl_jax.explore")
+        .get_template("page.html.j2")
+        .render(
+            title=explorer.title,
+            note=_note(explorer, controls),
+            setup=script_json(setup),
+            library=library(),
+            explorer=part("explorer.js"),
+        )
+    )
+    size = len(page.encode())
+    require(
+        size <= LARGEST,
+        f"the page would have {size / 1e6:.1f} MB; at most {LARGEST / 1e6:g} MB are written: name fewer values.",
+    )
+    write_text(path, page)
+    return len(states)
+
+
+def _controls(choices: Choices, grid: Mapping[str, Sequence[Any]]) -> list[Control]:
+    """The controls of the page, with the values of the grid as texts."""
+    known = {one.name: one for one in choices.controls()}
+    for name in grid:
+        require(
+            name in known and known[name].form != "sizes",
+            f"{name} is no control of the page; those are {', '.join(n for n, c in known.items() if c.form != 'sizes')}.",
+        )
+    controls = []
+    for name, one in known.items():
+        if name not in grid:
+            continue
+        # Read as from an address, so that a page holds nothing that the explorer would not answer.
+        states = [choices.state({name: str(value)}) for value in map(written, grid[name])]
+        values = list(dict.fromkeys(getattr(state, name) for state in states))
+        labels = [dict(zip(one.values, one.labels)).get(value) for value in values]
+        shown = Control(name, one.label, one.unit, one.group, tuple(values)).labels
+        controls.append(
+            dataclasses.replace(
+                one,
+                values=tuple(values),
+                labels=tuple(label or own for label, own in zip(labels, shown)),
+            )
+        )
+    return controls
+
+
+def _note(explorer: Explorer, controls: Sequence[Control]) -> str:
+    """What the page holds fixed, in words."""
+    moved = {one.name for one in controls}
+    start = explorer.choices.start.texts()
+    held = [
+        f"{one.label.lower()} {start[one.name]} {one.unit}".strip()
+        for one in explorer.choices.controls()
+        if one.name not in moved and one.only_with is None and start[one.name]
+    ]
+    return (
+        "Made with sdsl_jax. This page needs no network. It holds the answers for the values of its controls; "
+        f"fixed here: {', '.join(held)}."
+    )
