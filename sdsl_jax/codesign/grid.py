@@ -126,7 +126,7 @@ def speedup_interval(
     with np.errstate(all="ignore"):
         gives = outcome(*in_numpy((serving, design)))
     best = np.asarray(gives.speedup).max(axis=-1)
-    return np.stack(quantile_interval(best, confidence))
+    return np.asarray([quantile_interval(column, confidence) for column in best.T]).T
 
 
 class Move(NamedTuple):

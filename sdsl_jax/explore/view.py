@@ -36,7 +36,6 @@ from sdsl_jax.codesign.serving_problem import ServingProblem, build
 from sdsl_jax.config.problem_flags import ProblemFlags
 from sdsl_jax.counts import short_bytes, short_count
 from sdsl_jax.explore.state import MEASURED, Choices, State, command
-from sdsl_jax.fitting.law_files import LoadedLaw
 from sdsl_jax.theory.serving import shapes
 
 # Columns of the map and points of the curve; a page that holds many states has fewer.
@@ -100,32 +99,19 @@ def _plain(value: Any) -> Any:
     return int(number) if number == int(number) and abs(number) < 1e15 else number
 
 
-def problem_of(
-    choices: Choices, state: State, laws: Mapping[str, LoadedLaw] | None = None
-) -> ServingProblem:
+def problem_of(choices: Choices, state: State) -> ServingProblem:
     """The co-design problem of a state.
-
-    Args:
-      choices: What the page offers.
-      state: The state.
-      laws: Acceptance laws that no file holds, by the name shown.
 
     Raises:
       SdslError: A value is not allowed, or a law or device cannot be loaded.
     """
-    problem = build(ProblemFlags(**choices.flags(state)).config())
-    law = (laws or {}).get(state.acceptance_law)
-    if law is None:
-        return problem
-    problem = dataclasses.replace(problem, acceptance=law)
-    return with_serving(problem, acceptance_law=law.law)
+    return build(ProblemFlags(**choices.flags(state)).config())
 
 
 def view(
     choices: Choices,
     state: State,
     *,
-    laws: Mapping[str, LoadedLaw] | None = None,
     measured: Mapping[str, list[dict[str, Any]]] | None = None,
     columns: int = COLUMNS,
 ) -> View:
@@ -134,14 +120,13 @@ def view(
     Args:
       choices: What the page offers.
       state: The state.
-      laws: Acceptance laws that no file holds, by the name shown.
       measured: Rows of measured points, by dataset; none if left out.
       columns: Draft sizes of the charts.
 
     Raises:
       SdslError: A value is not allowed, or a law or device cannot be loaded.
     """
-    problem = problem_of(choices, state, laws)
+    problem = problem_of(choices, state)
     best = search(problem)
     design, gives = best.solved.design, best.solved.outcome
     comparison = compare(problem, best.solved, design)
@@ -202,7 +187,7 @@ def view(
         pays=pays,
         numbers=numbers,
         datasets=datasets,
-        moves=_moves(choices, state, problem, best, laws),
+        moves=_moves(choices, state, problem, best),
         candidates=_candidates(comparison.candidates, comparison.published),
         command=command(choices.flags(state)),
         engines=engines,
@@ -354,12 +339,11 @@ def _moves(
     state: State,
     problem: ServingProblem,
     best: GridOptimum,
-    laws: Mapping[str, LoadedLaw] | None,
 ) -> list[tuple[str, str, str, str]]:
     """The best design after each change, those that move S most first; the unchanged one on top."""
 
     def other(**changes: Any) -> ServingProblem:
-        return problem_of(choices, dataclasses.replace(state, **changes), laws)
+        return problem_of(choices, dataclasses.replace(state, **changes))
 
     hardware = problem.inputs.serving.hardware
     halved = {f"{name}_seconds": getattr(hardware, f"{name}_seconds") / 2 for name in _OVERHEADS}
