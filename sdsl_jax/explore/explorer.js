@@ -187,7 +187,7 @@ export function explorer(root, setup, ask) {
         error.textContent = String(problem.message ?? problem);
       }
       root.dataset.milliseconds = (performance.now() - began).toFixed(0);
-      root.dataset.state = JSON.stringify(asked);
+      root.dataset.answered = JSON.stringify(asked);
     } while (waiting);
     asking = false;
   };
