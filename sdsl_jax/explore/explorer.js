@@ -142,7 +142,8 @@ export function explorer(root, setup, ask) {
       return drawn[name].runAsync();
     }
     const actions = { export: { svg: true, png: true }, source: false, compiled: false, editor: false };
-    const options = { actions, downloadFileName: name, renderer: "canvas" };
+    // Errors only: Vega warns of every dataset without rows, such as candidates where none were named.
+    const options = { actions, downloadFileName: name, renderer: "canvas", logLevel: 1 };
     const spec = { ...setup.charts[name], datasets: data };
     drawn[name] = (await vegaEmbed(figure.querySelector(".chart"), spec, options)).view;
   };
