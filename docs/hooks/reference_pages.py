@@ -40,14 +40,14 @@ def cli_page() -> str:
     lines = [
         "# Command line",
         "",
-        "Every command, with what `sdsl COMMAND --help` prints.",
+        "Every command, with what `sdsl COMMAND --help` prints, in plain text.",
         "",
         *_table(("command", "what it is for"), _command_rows()),
     ]
     for title, group in commands.GROUPS.items():
         lines += ["", f"## {title}"]
         for name, purpose in group.items():
-            lines += ["", f"### sdsl {name}", "", f"{_sentence(purpose)}", ""]
+            lines += ["", f"### sdsl {name}", "", _sentence(purpose), ""]
             lines += ["```text", help_of(name), "```"]
     return "\n".join(lines) + "\n"
 
@@ -167,8 +167,7 @@ def _section(form: type, prefix: str, path: str, limits: Mapping[str, str]) -> l
             nested += _section(typing.cast(type, inner), prefix, f"{name}.", limits)
             continue
         about = "; ".join(filter(None, (_type(annotation), _default(f), limits.get(name, ""))))
-        lines += ["", f"`{f.name}` <small>{about}</small>"]
-        lines += [f":   {_markdown(meanings.get(f.name, ''))}"]
+        lines += _entry(f.name, about, meanings.get(f.name, ""))
     return lines + nested
 
 
@@ -278,7 +277,7 @@ def records_page() -> str:
             same, about = _SAME_ROWS[name]
             lines += [f"{about} Its columns are those of [`{same}.csv`](#{same})."]
             continue
-        lines += [_about(form), "", *_keys(schema_of(form), "column")]
+        lines += [_about(form), *_keys(schema_of(form))]
     return "\n".join(lines) + "\n"
 
 
@@ -303,26 +302,29 @@ def documents_page() -> str:
     ]
     for name, (form, about) in DOCUMENTS.items():
         schema = schema_of(form)
-        lines += ["", f"## {name}.json {{ #{name} }}", "", about, ""]
+        lines += ["", f"## {name}.json {{ #{name} }}", "", about]
         if form is not Evidence:
-            lines += _keys(schema, "key")
+            lines += _keys(schema)
             continue
-        lines += _keys({k: v | {"keys": {}} for k, v in schema.items()}, "key")
         for key, entry in schema.items():
             title = f"### {key} {{ #evidence-{key} }}"
-            lines += ["", title, "", f"{_sentence(entry['description'])}", ""]
-            lines += _keys(entry["keys"], "key")
+            lines += ["", title, "", _sentence(_markdown(entry["description"]))]
+            lines += _keys(entry["keys"])
     return "\n".join(lines) + "\n"
 
 
-def _keys(schema: Mapping[str, Any], title: str) -> list[str]:
-    return _table((title, "type", "meaning"), _rows(schema))
-
-
-def _rows(schema: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, ...]]:
+def _keys(schema: Mapping[str, Any], path: str = "") -> list[str]:
+    """Columns or keys, and after each the keys of the objects that it holds."""
+    lines: list[str] = []
     for name, entry in schema.items():
-        yield f"`{path}{name}`", f"`{entry['type']}`", _markdown(entry["description"])
-        yield from _rows(entry.get("keys", {}), f"{path}{name}.")
+        lines += _entry(f"{path}{name}", f"`{entry['type']}`", entry["description"])
+        lines += _keys(entry.get("keys", {}), f"{path}{name}.")
+    return lines
+
+
+def _entry(name: str, about: str, meaning: str) -> list[str]:
+    """A name, what kind of value it has, and below both what it means."""
+    return ["", f"`{name}` <small>{about}</small>", f":   {_sentence(_markdown(meaning))}"]
 
 
 def _table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> list[str]:
@@ -337,7 +339,10 @@ def _about(documented: type | Callable[..., Any]) -> str:
 
 
 def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+    """A phrase with a capital, unless it begins with a name or a formula, and with a full stop."""
+    if re.match(r"[a-z]+[ ,;:]", text):
+        text = text[0].upper() + text[1:]
+    return f"{text.rstrip('.')}." if text else ""
 
 
 def _markdown(text: str) -> str:

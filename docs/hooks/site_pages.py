@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
-from mkdocs.structure.pages import Page
 from reference_pages import PAGES
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
 
 # Pages of more words, or of more headings, begin with a list of their contents.
 MOST_WORDS, MOST_HEADINGS = 1500, 5
-_CONTENTS = ['??? contents "On this page"', "", "    [TOC]", ""]
+_CONTENTS = ['??? abstract contents "On this page"', "", "    [TOC]", ""]
 _FIGURE = re.compile(r'<p>(<img [^>]*src="([^"]+)"[^>]*/?>)</p>')
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages that are in no folder."""
+    from mkdocs.structure.files import File
+
     pages = {name: make() for name, make in PAGES.items()}
     pages["changelog.md"] = changelog(Path(config.config_file_path).parent)
     for name, content in pages.items():
@@ -30,12 +34,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Puts a list of contents into a long page."""
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Puts a list of contents into a long page, and no menu beside a page that is alone."""
+    if page.parent is None:
+        page.meta.setdefault("hide", ["navigation"])
     return with_contents(markdown)
 
 
-def on_page_content(html: str, page: Page, **_: Any) -> str:
+def on_page_content(html: str, **_: Any) -> str:
     """Lets every figure open at full size, and be moved sideways on small screens."""
     return _FIGURE.sub(r'<p class="figure"><a href="\2">\1</a></p>', html)
 
