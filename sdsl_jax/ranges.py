@@ -35,10 +35,12 @@ def require_in(interval: str, name: str, value: Any) -> None:
         if not (above and below):
             said = f"holds {number}; every value" if several else f"is {number}; it"
             hint = share_hint(number) if high == 1 else ""
-            raise SdslError(f"{name} {said} must {_words(interval, low, high)}{hint}.")
+            raise SdslError(f"{name} {said} must {in_words(interval)}{hint}.")
 
 
-def _words(interval: str, low: float, high: float) -> str:
+def in_words(interval: str) -> str:
+    """What a value of an interval such as "[1, inf)" must do: "be at least 1"."""
+    low, high = map(float, interval[1:-1].split(","))
     if math.isinf(low):
         return f"be at most {high:g}"
     if math.isfinite(high):

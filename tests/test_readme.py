@@ -102,7 +102,12 @@ def test_the_page_on_devices():
 
 @pytest.mark.parametrize(
     ("page", "command"),
-    [("docs/predict.md", "predict"), ("docs/predict.md", "lookahead"), ("docs/fitting.md", "fit")],
+    [
+        ("docs/predict.md", "predict"),
+        ("docs/lookahead.md", "lookahead"),
+        ("docs/start.md", "lookahead"),
+        ("docs/fitting.md", "fit"),
+    ],
 )
 def test_outputs_are_what_the_program_prints(page, command, sdsl, monkeypatch):
     monkeypatch.chdir(ROOT)
