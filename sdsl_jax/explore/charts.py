@@ -229,11 +229,11 @@ def _schedule() -> dict[str, Any]:
         "scale": {"scheme": "blues", "domainMin": 0},
         "legend": None,
     }
-    dark = {"test": "datum.lookahead > 4", "value": "#ffffff"}
+    dark = {"test": "datum.fits && datum.lookahead > 4", "value": "#ffffff"}
     place = {"x": batch, "y": context}
     return {
         "description": "Table of the best lookahead by batch and context; 0 where speculation does not pay.",
-        "height": {"step": 34},
+        "height": 140,
         "layer": [
             {
                 **flat,
@@ -277,7 +277,7 @@ def _round() -> dict[str, Any]:
     parts = ["draft steps", "verification", "other overheads", "plain decoding"]
     return {
         "description": "Bars of the milliseconds of a speculative round by part, and of the target alone for as many tokens.",
-        "height": {"step": 44},
+        "height": 92,
         "data": {"name": "round"},
         "mark": {"type": "bar"},
         "encoding": {
