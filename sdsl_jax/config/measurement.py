@@ -17,6 +17,48 @@ class MeasureConfig:
     Exact α, and from the same pass the expected tokens per round of every lookahead up to
     `expected_lookahead`, is measured for every pair. The live decoder runs for every pair as well,
     with `decode = "largest"` only for models of their largest budget, and with "none" not at all.
+
+    Attributes:
+      temperature: Sampling temperature of draft and target.
+      lookaheads: Lookaheads γ of the live decoder.
+      text_windows: Windows of the test split on which acceptance on text is measured.
+      prompts: Prompts from the test split that the target's own samples continue.
+      prompt_tokens: Tokens of a prompt.
+      new_tokens: Tokens that follow a prompt.
+      confidence: Confidence of the intervals.
+      latency_repetitions: Times that every step is timed.
+      latency_batch: Rows of a timed step.
+      decode: Pairs that the live decoder runs for: "all"; "largest" for models of their largest
+        budget and first seed; "none".
+      expected_lookahead: Largest γ of the expected tokens per round.
+
+    Attributes:
+      temperature: Sampling temperature of draft and target.
+      lookaheads: Lookaheads γ of the live decoder.
+      text_windows: Windows of the test split on which acceptance on text is measured.
+      prompts: Prompts from the test split that the target's own samples continue.
+      prompt_tokens: Tokens of a prompt.
+      new_tokens: Tokens that follow a prompt.
+      confidence: Confidence of the intervals.
+      latency_repetitions: Times that every step is timed.
+      latency_batch: Rows of a timed step.
+      decode: Pairs that the live decoder runs for: "all"; "largest" for models of their largest
+        budget and first seed; "none".
+      expected_lookahead: Largest γ of the expected tokens per round.
+
+    Attributes:
+      temperature: Sampling temperature of draft and target.
+      lookaheads: Lookaheads γ of the live decoder.
+      text_windows: Windows of the test split on which acceptance on text is measured.
+      prompts: Prompts from the test split that the target's own samples continue.
+      prompt_tokens: Tokens of a prompt.
+      new_tokens: Tokens that follow a prompt.
+      confidence: Confidence of the intervals.
+      latency_repetitions: Times that every step is timed.
+      latency_batch: Rows of a timed step.
+      decode: Pairs that the live decoder runs for: "all"; "largest" for models of their largest
+        budget and first seed; "none".
+      expected_lookahead: Largest γ of the expected tokens per round.
     """
 
     temperature: float = 1.0
