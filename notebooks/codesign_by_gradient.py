@@ -191,9 +191,9 @@ def _(best, design, dollars, gradient_left, numbers):
     alone = numbers["tokens to serve"] / 1e6 * numbers["dollars per million tokens, target alone"]
     saved = 1 - (serving + training) / alone
     mo.md(f"""
-    To serve {numbers["tokens to serve"]:.1e} tokens, train a draft of **{params / 1e6:.0f}M
+    To serve {numbers["tokens to serve"] / 1e9:,.0f} billion tokens, train a draft of **{params / 1e6:.0f}M
     parameters** on **{tokens / 1e9:.0f}B tokens**, and let it guess **{lookahead:.1f} tokens** ahead.
-    Training costs ${training:,.0f} and serving ${serving:,.0f}. That is **{saved:.0%} less** than the
+    Training costs {training:,.0f} dollars and serving {serving:,.0f}. That is **{saved:.0%} less** than the
     target alone. The gradient there is {gradient_left:.0e}.
     """)
     return best_draft, lookahead, params, saved, tokens

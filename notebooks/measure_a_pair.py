@@ -92,7 +92,9 @@ def _(draft, target):
         "The people of this country",
     ]
     run = sdsl.speculate(draft, target, PROMPTS, lookahead=4, new_tokens=64)
-    mo.md("\n\n".join(f"> **{p}**{t.replace(chr(10), ' ')}" for p, t in zip(PROMPTS, run.texts[:2])))
+    mo.md(
+        "\n\n".join(f"> **{p}**{t.replace(chr(10), ' ')}" for p, t in zip(PROMPTS, run.texts[:2]))
+    )
     return (PROMPTS,)
 
 

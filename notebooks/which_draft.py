@@ -46,7 +46,10 @@ def _():
         steps=[1, 3, 7, 13, 30, 70, 180, 400], value=70, label="target size (10⁹)", show_value=True
     )
     draft_tokens = mo.ui.slider(
-        steps=[50, 100, 200, 500, 1000, 5000], value=200, label="draft tokens (10⁹)", show_value=True
+        steps=[50, 100, 200, 500, 1000, 5000],
+        value=200,
+        label="draft tokens (10⁹)",
+        show_value=True,
     )
     target_tokens = mo.ui.slider(
         steps=[200, 1000, 5000, 15000], value=15000, label="target tokens (10⁹)", show_value=True

@@ -31,6 +31,8 @@ RUNS = ROOT / ".cache/notebooks"
 
 # Most of a notebook's time is compilation, which is shorter without the compiler's expensive passes.
 _QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+# A notebook names pages by their path in the repository, which is no link in marimo.
+PAGE = re.compile(r"`docs/([\w-]+\.md)(#[\w-]+)?`")
 _CONTROL = "*Controls, at their default values. Open the notebook to move them.*"
 
 
@@ -58,7 +60,9 @@ def cells_of(source: str) -> tuple[Cell | None, list[Cell]]:
             setup = Cell(between(node.lineno, node.end_lineno or 0), False)
         elif isinstance(node, ast.FunctionDef) and node.decorator_list:
             # Comments before the first statement belong to the cell, so it starts after the signature.
-            first = next(i for i in range(node.lineno - 1, len(lines)) if lines[i].endswith(":")) + 1
+            first = (
+                next(i for i in range(node.lineno - 1, len(lines)) if lines[i].endswith(":")) + 1
+            )
             end = node.body[-1]
             last = end.lineno - 1 if isinstance(end, ast.Return) else node.end_lineno or 0
             hidden = "hide_code=True" in ast.unparse(node.decorator_list[0])
@@ -159,8 +163,7 @@ def page_of(notebook: Path) -> str:
     # After the first cell, which holds the title.
     parts[1:1] = [how, f"```python\n{setup.code}\n```" if setup else ""]
     text = "\n\n".join(part for part in parts if part) + "\n"
-    # A notebook names pages by their path in the repository, which is no link in marimo.
-    return re.sub(r"`docs/([\w-]+\.md)(#[\w-]+)?`", r"[\1](../\1\2)", text)
+    return PAGE.sub(r"[\1](../\1\2)", text)
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -170,9 +173,7 @@ def on_files(files: Any, config: Any) -> Any:
     notebooks = sorted(NOTEBOOKS.glob("*.py"))
     with ThreadPoolExecutor(2) as pool:
         for notebook, page in zip(notebooks, pool.map(page_of, notebooks)):
-            files.append(
-                File.generated(config, f"notebooks/{notebook.stem}.md", content=page)
-            )
+            files.append(File.generated(config, f"notebooks/{notebook.stem}.md", content=page))
     return files
 
 

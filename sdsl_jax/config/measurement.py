@@ -59,6 +59,34 @@ class MeasureConfig:
       decode: Pairs that the live decoder runs for: "all"; "largest" for models of their largest
         budget and first seed; "none".
       expected_lookahead: Largest γ of the expected tokens per round.
+
+    Attributes:
+      temperature: Sampling temperature of draft and target.
+      lookaheads: Lookaheads γ of the live decoder.
+      text_windows: Windows of the test split on which acceptance on text is measured.
+      prompts: Prompts from the test split that the target's own samples continue.
+      prompt_tokens: Tokens of a prompt.
+      new_tokens: Tokens that follow a prompt.
+      confidence: Confidence of the intervals.
+      latency_repetitions: Times that every step is timed.
+      latency_batch: Rows of a timed step.
+      decode: Pairs that the live decoder runs for: "all"; "largest" for models of their largest
+        budget and first seed; "none".
+      expected_lookahead: Largest γ of the expected tokens per round.
+
+    Attributes:
+      temperature: Sampling temperature of draft and target.
+      lookaheads: Lookaheads γ of the live decoder.
+      text_windows: Windows of the test split on which acceptance on text is measured.
+      prompts: Prompts from the test split that the target's own samples continue.
+      prompt_tokens: Tokens of a prompt.
+      new_tokens: Tokens that follow a prompt.
+      confidence: Confidence of the intervals.
+      latency_repetitions: Times that every step is timed.
+      latency_batch: Rows of a timed step.
+      decode: Pairs that the live decoder runs for: "all"; "largest" for models of their largest
+        budget and first seed; "none".
+      expected_lookahead: Largest γ of the expected tokens per round.
     """
 
     temperature: float = 1.0

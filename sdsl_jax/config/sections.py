@@ -276,6 +276,32 @@ class FitConfig:
       bootstrap: Bootstrap draws.
       confidence: Confidence of the intervals.
       coverage: Tables to simulate; 0 for none.
+
+    Attributes:
+      estimator: The α that acceptance laws are fitted to: exact, on text or on the target's own
+        samples.
+      loss_law: Form of the loss law.
+      max_epochs: Models that saw their text more often stay out of the loss law.
+      resample: What the bootstrap draws: single rows, or whole training runs.
+      huber_delta: δ of the Huber loss of loss laws, in the logarithm of the loss.
+      acceptance_huber_delta: δ of the Huber loss of acceptance laws, in α.
+      starts: Starting points of every fit.
+      bootstrap: Bootstrap draws.
+      confidence: Confidence of the intervals.
+      coverage: Tables to simulate; 0 for none.
+
+    Attributes:
+      estimator: The α that acceptance laws are fitted to: exact, on text or on the target's own
+        samples.
+      loss_law: Form of the loss law.
+      max_epochs: Models that saw their text more often stay out of the loss law.
+      resample: What the bootstrap draws: single rows, or whole training runs.
+      huber_delta: δ of the Huber loss of loss laws, in the logarithm of the loss.
+      acceptance_huber_delta: δ of the Huber loss of acceptance laws, in α.
+      starts: Starting points of every fit.
+      bootstrap: Bootstrap draws.
+      confidence: Confidence of the intervals.
+      coverage: Tables to simulate; 0 for none.
     """
 
     estimator: Literal["teacher_forced_text", "teacher_forced_samples"] = "teacher_forced_samples"
@@ -333,6 +359,22 @@ class CodesignConfig:
       starts: Starting points.
       max_lookahead: Largest lookahead γ considered.
       clock_repetitions: Times that the nearest trained draft decodes on the clock.
+
+    Attributes:
+      optimizer: A transformation of Optax.
+      learning_rate: Initial step size, in e-folds of the variables.
+      steps: Updates from every start.
+      starts: Starting points.
+      max_lookahead: Largest lookahead γ considered.
+      clock_repetitions: Times that the nearest trained draft decodes on the clock.
+
+    Attributes:
+      optimizer: A transformation of Optax.
+      learning_rate: Initial step size, in e-folds of the variables.
+      steps: Updates from every start.
+      starts: Starting points.
+      max_lookahead: Largest lookahead γ considered.
+      clock_repetitions: Times that the nearest trained draft decodes on the clock.
     """
 
     optimizer: Literal["adam", "nadam", "momentum"] = "adam"
@@ -358,6 +400,42 @@ class CodesignConfig:
 class StudyConfig:
     """A whole study. `name` also names its output folder under `runs/`, and `takes` says what time and
     disk it needs, which is printed before it starts.
+
+    Attributes:
+      name: Name of the study.
+      ladder: Which models are trained.
+      seed: Seed of all measurements and bootstraps.
+      data: Where the text comes from.
+      family: The rule that turns a size into a Transformer.
+      training: The recipe shared by every rung.
+      distil: What drafts are trained for.
+      parallel: The mesh of devices that a rung is trained on.
+      measure: How acceptance, survival and latency are measured.
+      fit: How laws are estimated.
+      codesign: The optimisation over draft size and lookahead.
+      conditions: Other temperatures, domains and drafts.
+      holdout: Sizes that are kept back.
+      clock: What is decoded on the clock.
+      race: Which draft decodes fastest.
+      takes: Time and disk that the study needs.
+
+    Attributes:
+      name: Name of the study.
+      ladder: Which models are trained.
+      seed: Seed of all measurements and bootstraps.
+      data: Where the text comes from.
+      family: The rule that turns a size into a Transformer.
+      training: The recipe shared by every rung.
+      distil: What drafts are trained for.
+      parallel: The mesh of devices that a rung is trained on.
+      measure: How acceptance, survival and latency are measured.
+      fit: How laws are estimated.
+      codesign: The optimisation over draft size and lookahead.
+      conditions: Other temperatures, domains and drafts.
+      holdout: Sizes that are kept back.
+      clock: What is decoded on the clock.
+      race: Which draft decodes fastest.
+      takes: Time and disk that the study needs.
 
     Attributes:
       name: Name of the study.

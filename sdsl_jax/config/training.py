@@ -98,6 +98,56 @@ class TrainingConfig:
       checkpoint_every_steps: Steps between two checkpoints.
       evaluation_windows: Windows of each split that losses of finished models are taken over.
       tensorboard: Whether to write TensorBoard files; needs the extra `tensorboard`.
+
+    Attributes:
+      batch_size: Sequences per step of a rung of `reference_params`.
+      batch_size_exponent: Power of N/`reference_params` that the batch follows.
+      learning_rate: Peak learning rate of a rung of `reference_params`.
+      learning_rate_exponent: Power of `reference_params`/N that the learning rate follows.
+      warmup_tokens: Tokens of warm-up of a rung of `reference_params`.
+      warmup_exponent: Power of N/`reference_params` that the warm-up follows.
+      reference_params: Non-embedding parameters at which the three laws above are written.
+      cooldown_fraction: Share of a token budget in which the learning rate falls to zero.
+      adam_b1: Decay rate of the first moment of AdamW.
+      adam_b2: Decay rate of the second moment of AdamW.
+      weight_decay: Weight decay of AdamW.
+      clip_norm: Largest norm of the whole gradient; a longer one is scaled down to it.
+      z_loss: Weight of log²Z in what is minimised, Z the normaliser of the softmax.
+      compute_dtype: Type of computation; weights and moments stay float32.
+      stored_weights: Type of the matrices of finished models.
+      remat: Whether to keep only what enters each block and compute the rest again in the backward
+        pass, which saves memory.
+      on_nonfinite: What a loss or gradient that is not finite does: "stop" its rung, or "skip" the
+        step, up to 100 in a row.
+      spike_deviations: A loss this many standard deviations above its level counts as a spike.
+      checkpoint_every_steps: Steps between two checkpoints.
+      evaluation_windows: Windows of each split that losses of finished models are taken over.
+      tensorboard: Whether to write TensorBoard files; needs the extra `tensorboard`.
+
+    Attributes:
+      batch_size: Sequences per step of a rung of `reference_params`.
+      batch_size_exponent: Power of N/`reference_params` that the batch follows.
+      learning_rate: Peak learning rate of a rung of `reference_params`.
+      learning_rate_exponent: Power of `reference_params`/N that the learning rate follows.
+      warmup_tokens: Tokens of warm-up of a rung of `reference_params`.
+      warmup_exponent: Power of N/`reference_params` that the warm-up follows.
+      reference_params: Non-embedding parameters at which the three laws above are written.
+      cooldown_fraction: Share of a token budget in which the learning rate falls to zero.
+      adam_b1: Decay rate of the first moment of AdamW.
+      adam_b2: Decay rate of the second moment of AdamW.
+      weight_decay: Weight decay of AdamW.
+      clip_norm: Largest norm of the whole gradient; a longer one is scaled down to it.
+      z_loss: Weight of log²Z in what is minimised, Z the normaliser of the softmax.
+      compute_dtype: Type of computation; weights and moments stay float32.
+      stored_weights: Type of the matrices of finished models.
+      remat: Whether to keep only what enters each block and compute the rest again in the backward
+        pass, which saves memory.
+      on_nonfinite: What a loss or gradient that is not finite does: "stop" its rung, or "skip" the
+        step, up to 100 in a row.
+      spike_deviations: A loss this many standard deviations above its level counts as a spike.
+      checkpoint_every_steps: Steps between two checkpoints.
+      evaluation_windows: Windows of each split that losses of finished models are taken over.
+      tensorboard: Whether to write TensorBoard files; needs the extra `tensorboard`.
     """
 
     batch_size: int = 8
@@ -321,6 +371,14 @@ class ParallelConfig:
     Batches are split over both axes. Parameters and optimiser state are split over `fsdp` and
     repeated over `data`. One of the two may be 0, which means all devices that the other axis
     leaves. The layout does not change the result: checkpoints restore onto any other mesh.
+
+    Attributes:
+      data: Devices along which only batches are split.
+      fsdp: Devices along which parameters and optimiser state are split too.
+
+    Attributes:
+      data: Devices along which only batches are split.
+      fsdp: Devices along which parameters and optimiser state are split too.
 
     Attributes:
       data: Devices along which only batches are split.
