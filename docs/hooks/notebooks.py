@@ -22,6 +22,7 @@ import tempfile
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +31,13 @@ NOTEBOOKS = ROOT / "notebooks"
 RUNS = ROOT / ".cache/notebooks"
 
 # Most of a notebook's time is compilation, which is shorter without the compiler's expensive passes.
-_QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+# The tests set the same flags, so what they have compiled is not compiled again.
+_QUICK = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_allow_excess_precision=false"
+)
+if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 11):
+    _QUICK += " --xla_cpu_use_fusion_emitters=false"
 # A notebook names pages by their path in the repository, which is no link in marimo.
 PAGE = re.compile(r"`docs/([\w-]+\.md)(#[\w-]+)?`")
 _CONTROL = "*Controls, at their default values. Open the notebook to move them.*"
