@@ -179,8 +179,12 @@ def on_files(files: Any, config: Any) -> Any:
 
     notebooks = sorted(NOTEBOOKS.glob("*.py"))
     with ThreadPoolExecutor(2) as pool:
-        for notebook, page in zip(notebooks, pool.map(page_of, notebooks)):
-            files.append(File.generated(config, f"notebooks/{notebook.stem}.md", content=page))
+        list(pool.map(results, notebooks))
+    # Python 3.11's parser is not safe in several threads, so pages are made in this one.
+    for notebook in notebooks:
+        files.append(
+            File.generated(config, f"notebooks/{notebook.stem}.md", content=page_of(notebook))
+        )
     return files
 
 
