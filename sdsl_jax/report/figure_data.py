@@ -12,6 +12,7 @@ from sdsl_jax.evidence import StudyRecords
 from sdsl_jax.fitting.law_files import LawRecord
 from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord, longest_trained
 from sdsl_jax.records.codesign import CodesignEntry, CodesignLandscape, TrainedDraft
+from sdsl_jax.report.style import target_label
 from sdsl_jax.theory import ModelPoint
 
 Pair = tuple[ModelRecord, ModelRecord, AcceptanceRecord]
@@ -40,6 +41,11 @@ def of_target(shown: Sequence[Pair], target: ModelRecord) -> list[Pair]:
     return [p for p in shown if p[1].params_nonembedding == target.params_nonembedding]
 
 
+def loss_gaps(shown: Sequence[Pair]) -> np.ndarray:
+    """Loss of the draft minus that of the target, in nats, of each pair."""
+    return np.asarray([np.log(d.perplexity) - np.log(t.perplexity) for d, t, _ in shown])
+
+
 def _points(models: Sequence[ModelRecord]) -> ModelPoint:
     """Models as laws look at them, all in one."""
     columns = ("params_nonembedding", "loss_nats", "train_tokens")
@@ -49,6 +55,20 @@ def _points(models: Sequence[ModelRecord]) -> ModelPoint:
 def _at(loss: Any) -> ModelPoint:
     """A point for the laws drawn against losses, which do not look at sizes."""
     return ModelPoint(1.0, loss)
+
+
+def target_names(records: StudyRecords) -> dict[int, str]:
+    """What charts call the targets, by their sizes, all of them different."""
+    sizes = [t.params_nonembedding for t in records.targets]
+    return dict(zip(sizes, distinct([target_label(n) for n in sizes], sizes)))
+
+
+def distinct(names: Sequence[str], values: Sequence[Any]) -> list[str]:
+    """Names that tell things apart: with the exact count where two short ones are the same."""
+    return [
+        f"{name} ({value:,})" if list(names).count(name) > 1 else name
+        for name, value in zip(names, values)
+    ]
 
 
 class LossPanel(NamedTuple):
@@ -107,7 +127,6 @@ class AcceptanceShown(NamedTuple):
       y: Target perplexities that the plane is drawn at.
       plane: α by the affine plane, [y, x].
       sections: α by the plane along `x`, for each target.
-      gaps: Loss gaps of the pairs, draft − target in nats.
       gap_grid: Loss gaps that the law in the gap is drawn at.
       gap_curve: α by that law.
     """
@@ -118,7 +137,6 @@ class AcceptanceShown(NamedTuple):
     y: np.ndarray
     plane: np.ndarray
     sections: list[np.ndarray]
-    gaps: np.ndarray
     gap_grid: np.ndarray
     gap_curve: np.ndarray
 
@@ -138,7 +156,7 @@ def acceptance_shown(records: StudyRecords, resolution: int = 60) -> AcceptanceS
     fine_x = np.linspace(x.min() - pad_x, x.max() + pad_x, resolution)
     fine_y = np.linspace(y.min() - pad_y, y.max() + pad_y, resolution)
     plane = laws["affine_plane"]
-    gaps = np.log(x) - np.log(y)
+    gaps = loss_gaps(shown)
     gap_grid = np.linspace(min(0.0, gaps.min()) - 0.03, gaps.max() + 0.05, 80)
     return AcceptanceShown(
         estimator,
@@ -147,7 +165,6 @@ def acceptance_shown(records: StudyRecords, resolution: int = 60) -> AcceptanceS
         fine_y,
         np.asarray(plane(_at(np.log(fine_x)[None]), _at(np.log(fine_y)[:, None]))),
         [np.asarray(plane(_at(np.log(fine_x)), _at(t.loss_nats))) for t in records.targets],
-        gaps,
         gap_grid,
         np.asarray(laws["logit_gap"](_at(gap_grid), _at(0.0))),
     )

@@ -15,6 +15,7 @@ from sdsl_jax.report.figure_data import (
     TimedStep,
     acceptance_shown,
     largest_survival_lookahead,
+    loss_gaps,
     loss_panels,
     of_target,
     predicted_panels,
@@ -118,9 +119,7 @@ def _acceptance(records: StudyRecords, folder: Path, name: str) -> None:
         )
         for (target, style), section in zip(series(records.targets), shown.sections):
             rows = of_target(shown.pairs, target)
-            gaps = np.log([d.perplexity for d, *_ in rows]) - np.log(
-                [t.perplexity for _, t, _ in rows]
-            )
+            gaps = loss_gaps(rows)
             middle.plot(shown.x, section, color=style["color"], lw=1)
             style |= dict(ls="", elinewidth=0.8, label=target_label(target.params_nonembedding))
             measured = dict(
