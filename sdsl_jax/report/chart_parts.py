@@ -34,6 +34,12 @@ class Chart(NamedTuple):
     name: str
     spec: Spec
 
+    @property
+    def heading(self) -> str:
+        """Its title in one line."""
+        title = self.spec["title"]
+        return title if isinstance(title, str) else "; ".join(title)
+
 
 class Axis(NamedTuple):
     """An axis.
