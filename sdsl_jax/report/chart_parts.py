@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ Spec = dict[str, Any]
 STAR = "M0,-1L0.235,-0.324L0.951,-0.309L0.38,0.124L0.588,0.809L0,0.4L-0.588,0.809L-0.38,0.124L-0.951,-0.309L-0.235,-0.324Z"
 _SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", STAR, "cross")
 _HEIGHT = 300
+# Characters of a title that fit a telephone.
+_LINE = 54
 # The counts of `short_count`, in the browser.
 _COUNTS = "replace(format(datum.value, '~s'), 'G', 'B')"
 GREY = "#7f7f7f"
@@ -37,8 +40,7 @@ class Chart(NamedTuple):
     @property
     def heading(self) -> str:
         """Its title in one line."""
-        title = self.spec["title"]
-        return title if isinstance(title, str) else "; ".join(title)
+        return " ".join(self.spec["title"])
 
 
 class Axis(NamedTuple):
@@ -101,10 +103,11 @@ class Series(NamedTuple):
 
     def colour(self) -> Spec:
         """The encoding of colours, with the legend."""
-        # As many columns as there is room for: a legend must fit a telephone as well.
-        columns = {
-            "expr": f"max(1, floor(width / {9 * max(map(len, self.names), default=1) + 36}))"
-        }
+        # As many columns as there is room for: a legend must fit a telephone as well. The width of the
+        # container, unlike that of the axes, does not depend on the legend; `width` makes it follow.
+        room = "(isFinite(containerSize()[0]) ? containerSize()[0] : width) - 60 + 0 * width"
+        entry = 7.5 * max(map(len, self.names), default=1) + 32
+        columns = {"expr": f"max(1, floor(({room}) / {entry}))"}
         legend = {"orient": "bottom", "columns": columns, "symbolOpacity": 1, "symbolSize": 80}
         return {
             "field": "series",
@@ -297,11 +300,20 @@ def surface(data: str, x: Axis, y: Axis, colour: Spec, **encoding: Any) -> Spec:
     }
 
 
-def shade(field: str, title: str, domain: tuple[float, float] | None = None) -> Spec:
-    """The encoding of a number as a colour."""
-    scale: Spec = {"scheme": "viridis", "zero": False, "nice": False}
-    if domain:
-        scale["domain"] = list(domain)
+def shade(field: str, title: str, domain: tuple[float, float], middle: float | None = None) -> Spec:
+    """The encoding of a number as a colour.
+
+    Args:
+      field: Column of the number.
+      title: Its title.
+      domain: The numbers that get the first and the last colour.
+      middle: A number below which colours are orange and above which they are blue; None for one
+        scale from dark to light.
+    """
+    scale: Spec = {"scheme": "viridis", "domain": list(domain)}
+    if middle is not None:
+        ends = [min(domain[0], middle - 1e-3), middle, max(domain[1], middle + 1e-3)]
+        scale = {"domain": ends, "range": ["#D55E00", "#ffffff", "#0072B2"]}
     legend = {"orient": "bottom", "gradientLength": {"expr": "min(width, 240)"}}
     return {
         "field": field,
@@ -341,9 +353,11 @@ def chart(
     flat: list[Spec] = []
     for layer in layers:
         flat += layer if isinstance(layer, list) else [layer]
+    lines = [title] if isinstance(title, str) else title
     spec: Spec = {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
-        "title": title,
+        # Vega-Lite would make the axes narrower for a title that is wider than they are.
+        "title": [part for line in lines for part in textwrap.wrap(line, _LINE)],
         "description": description,
         "width": "container",
         "height": height,
@@ -351,6 +365,11 @@ def chart(
         "layer": flat,
     }
     return Chart(name, spec)
+
+
+def upper(text: str) -> str:
+    """A text with a capital letter at its beginning, and its others as they are."""
+    return text[:1].upper() + text[1:]
 
 
 def rounded(row: Row) -> Row:
@@ -364,7 +383,7 @@ def rounded(row: Row) -> Row:
 def stars(data: str, x: Spec, y: Spec, tooltip: list[Spec], **encoding: Any) -> Spec:
     """A layer of stars; see `points`."""
     layer = points(data, x, y, tooltip)
-    layer["mark"] |= {"shape": STAR, "size": 170, "stroke": "white", "strokeWidth": 1}
+    layer["mark"] |= {"shape": STAR, "size": 420, "stroke": "white", "strokeWidth": 0.8}
     if "color" in encoding:
         layer["mark"].pop("color")
     layer["encoding"] |= encoding

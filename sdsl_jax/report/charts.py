@@ -26,6 +26,7 @@ from sdsl_jax.report.chart_parts import (
     shade,
     surface,
     tips,
+    upper,
 )
 from sdsl_jax.report.design_charts import optimiser_charts, speedup_charts
 from sdsl_jax.report.evidence_charts import evidence_charts
@@ -231,8 +232,7 @@ def _plane(records: StudyRecords, rows: list[Row], tooltip: list[Spec], how: str
     dots = points("pairs", x.of("draft_perplexity"), y.of("target_perplexity"), tooltip)
     dots["mark"] |= {"size": 90, "stroke": "black", "strokeWidth": 1.2}
     dots["mark"].pop("color")
-    # Vega-Lite would take the colour of a filled point for its stroke as well.
-    dots["encoding"]["fill"] = colour | {"legend": None}
+    dots["encoding"]["color"] = colour
     return chart(
         "acceptance-plane",
         "Affine plane, with measured points",
@@ -271,10 +271,13 @@ def _predicted(records: StudyRecords) -> Iterator[Chart]:
             bars("exact", *place, "alpha", series),
             points("exact", *place, tooltip, series, toggles=True),
         ]
-        title = f"{NAMES[fit.law].capitalize()}: left-out RMSE {fit.left_out_rmse:.4f}"
+        title = [
+            upper(NAMES[fit.law]),
+            f"left-out RMSE {fit.left_out_rmse:.4f}",
+        ]
         if decoded:
             layers.append(points("live decoder", *place, tooltip, series, hollow=True))
-            title += f" (hollow: live decoder, γ = {largest})"
+            title[1] += f"; hollow: live decoder, γ = {largest}"
         yield chart(
             f"predicted-{fit.law.replace('_', '-')}",
             title,

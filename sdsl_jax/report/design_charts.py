@@ -26,6 +26,7 @@ from sdsl_jax.report.chart_parts import (
     stars,
     surface,
     tips,
+    upper,
 )
 from sdsl_jax.report.figure_data import (
     best_measured,
@@ -34,7 +35,7 @@ from sdsl_jax.report.figure_data import (
     solved,
     target_names,
 )
-from sdsl_jax.report.style import COLOURS, NAMES
+from sdsl_jax.report.style import NAMES
 
 _SIZE = "draft size N (non-embedding parameters)"
 # Cells of a map along each axis: the page stays small, and a cell is still easy to point at.
@@ -73,7 +74,7 @@ def speedup_charts(records: StudyRecords) -> Iterator[Chart]:
                     {"series": name, "target_id": entry.target_id} | vars(row)
                     for row in best_measured(entry)
                 ]
-        title = NAMES[cost_model][0].upper() + NAMES[cost_model][1:]
+        title = upper(NAMES[cost_model])
         speedup, size = Axis("speed-up S at the best lookahead γ ≥ 1"), Axis(_SIZE, True, True)
         x, y = size.of("draft_params"), speedup.of("speedup")
         dash = {
@@ -81,7 +82,7 @@ def speedup_charts(records: StudyRecords) -> Iterator[Chart]:
             "type": "nominal",
             "title": "law",
             "scale": {"domain": [NAMES[law] for law in laws], "range": [[1, 0], [2, 3]]},
-            "legend": {"orient": "bottom", "columns": 1},
+            "legend": {"orient": "bottom", "columns": 1, "labelLimit": 240},
         }
         at_curve = {
             "series": "target",
@@ -145,7 +146,7 @@ def speedup_charts(records: StudyRecords) -> Iterator[Chart]:
                     hollow=True,
                     toggles=True,
                 ),
-                stars("optima", x, y, tips(**at_best), color=series.colour()),
+                *([stars("optima", x, y, tips(**at_best), color=series.colour())] if best else []),
             ],
             height=340,
         )
@@ -177,16 +178,16 @@ def optimiser_charts(records: StudyRecords) -> Iterator[Chart]:
             y = Axis("lookahead γ (tokens)", domain=(lookaheads[0], lookaheads[-1]))
             place = x.of("draft_params"), y.of("lookahead")
             at = {"draft_params": "draft size|,.0f", "lookahead": "γ|.2f", "speedup": "S|.3f"}
-            inside = {
-                "condition": {"test": "datum.speedup < 1", "value": 0.55},
-                "value": 1,
-            }
             shaded = surface(
                 "map",
                 x,
                 y,
-                shade("speedup", "speed-up S (paler: below 1)"),
-                opacity=inside,
+                shade(
+                    "speedup",
+                    "speed-up S (white: plain decoding)",
+                    (float(values.min()), float(values.max())),
+                    middle=1.0,
+                ),
                 tooltip=tips(at_x="draft size|,.0f", at_y="γ|.2f", speedup="S|.3f"),
             )
             path = [
@@ -196,7 +197,7 @@ def optimiser_charts(records: StudyRecords) -> Iterator[Chart]:
                 if lookaheads[0] <= row["lookahead"] <= lookaheads[-1]
                 and sizes[0] <= row["draft_params"] <= sizes[-1]
             ]
-            (line,) = curves("gradient ascent", *place, color=COLOURS[1])
+            (line,) = curves("gradient ascent", *place, color="black")
             line["encoding"]["order"] = {"field": "step"}
             reference = entry.reference
             optimum = (
@@ -205,14 +206,14 @@ def optimiser_charts(records: StudyRecords) -> Iterator[Chart]:
                 else [{c: getattr(reference, c) for c in (*at, "method")}]
             )
             star = stars("reference", *place, tips(method="reference", **at))
-            star["mark"] |= {"color": "white", "stroke": "black", "size": 200}
+            star["mark"] |= {"color": "white", "stroke": "black"}
             end = "star: reference" if optimum else "speculation does not pay"
             if entry.lookahead is None:
                 end = "no finite optimum"
             yield chart(
                 f"optimiser-{cost_model}-{number}",
                 [
-                    f"{targets[target.params_nonembedding].capitalize()}, {NAMES[cost_model]}",
+                    f"{upper(targets[target.params_nonembedding])}, {NAMES[cost_model]}",
                     f"line: gradient ascent; {end}",
                 ],
                 f"Speed-up over draft size and lookahead for {target.model_id} with {NAMES[cost_model]}, "
@@ -230,8 +231,8 @@ def optimiser_charts(records: StudyRecords) -> Iterator[Chart]:
                         *place,
                         tips(step="point of the path|d", **at),
                         size=18,
-                        colour=COLOURS[1],
+                        colour="black",
                     ),
-                    star,
+                    *([star] if optimum else []),
                 ],
             )

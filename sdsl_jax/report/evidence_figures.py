@@ -14,9 +14,10 @@ from sdsl_jax.evidence import Evidence, StudyRecords
 from sdsl_jax.evidence.conditions import Domain, Temperature
 from sdsl_jax.evidence.holdout import Choice
 from sdsl_jax.evidence.same_data import SameData
-from sdsl_jax.records import ModelRecord, longest_trained
+from sdsl_jax.records import ModelRecord
 from sdsl_jax.report.clock_figure import CLOCK_CAPTION, draw_clock
 from sdsl_jax.report.clock_sizes_figure import CLOCK_SIZES_CAPTION, draw_clock_sizes
+from sdsl_jax.report.figure_data import drafts_shown
 from sdsl_jax.report.style import (
     COLOURS,
     NAMES,
@@ -56,7 +57,6 @@ EVIDENCE_CAPTIONS = {
     "clock_sizes": CLOCK_SIZES_CAPTION,
 }
 _MODELS = ("geometric", "beta", "persistent")
-_MOST_DRAFTS = 7
 
 
 def draw_evidence(records: StudyRecords, folder: Path) -> None:
@@ -69,14 +69,6 @@ def draw_evidence(records: StudyRecords, folder: Path) -> None:
 
 def _evidence(records: StudyRecords) -> Evidence:
     return records.document("evidence", Evidence) or Evidence()
-
-
-def _largest_budgets(records: StudyRecords, ids: set[str]) -> list[ModelRecord]:
-    """One draft of each size, at its largest budget, the smallest first; no more than a figure can show apart."""
-    ordered = longest_trained((m for m in records.models if m.model_id in ids), "draft")
-    if len(ordered) <= _MOST_DRAFTS:
-        return ordered
-    return [ordered[i] for i in np.linspace(0, len(ordered) - 1, _MOST_DRAFTS).round().astype(int)]
 
 
 def _residuals(records: StudyRecords, folder: Path, name: str) -> bool:
@@ -206,7 +198,7 @@ def _dependence(records: StudyRecords, folder: Path, name: str) -> bool:
     exact = {p.draft_id: p.alpha for p in answer.pairs if p.target_id == target.model_id}
     with figure(folder, name, 1, 2, (11.5, 4.1)) as (_, axes):
         left, right = axes[0]
-        for draft, style in series(_largest_budgets(records, set(exact))):
+        for draft, style in series(drafts_shown(records, set(exact))):
             pair = draft.model_id, target.model_id
             rows = [r for r in records.expected if (r.draft_id, r.target_id) == pair]
             rows.sort(key=lambda r: r.lookahead)
@@ -282,7 +274,7 @@ def _by_temperature(
 ) -> None:
     alpha = {p.draft_id: p.alpha for p in _of_target(answer.pairs, target)}
     temperatures = [row.temperature for row in answer.by_temperature]
-    for draft, style in series(_largest_budgets(records, set(alpha))):
+    for draft, style in series(drafts_shown(records, set(alpha))):
         label = short_count(draft.params_nonembedding)
         axis.plot(temperatures, alpha[draft.model_id], lw=1.2, ms=4, label=label, **style)
     axis.set(

@@ -15,6 +15,7 @@ from sdsl_jax.records.codesign import CodesignEntry, CodesignLandscape, TrainedD
 from sdsl_jax.report.style import target_label
 from sdsl_jax.theory import ModelPoint
 
+_MOST_DRAFTS = 7
 Pair = tuple[ModelRecord, ModelRecord, AcceptanceRecord]
 
 
@@ -39,6 +40,19 @@ def pairs(records: StudyRecords, estimator: str, lookahead: int | None = None) -
 def of_target(shown: Sequence[Pair], target: ModelRecord) -> list[Pair]:
     """Those whose target has the size of this one."""
     return [p for p in shown if p[1].params_nonembedding == target.params_nonembedding]
+
+
+def drafts_shown(records: StudyRecords, ids: set[str]) -> list[ModelRecord]:
+    """One draft of each size, at its largest budget, the smallest first; no more than a figure can show apart.
+
+    Args:
+      records: Records of the study.
+      ids: Drafts to choose from.
+    """
+    ordered = longest_trained((m for m in records.models if m.model_id in ids), "draft")
+    if len(ordered) <= _MOST_DRAFTS:
+        return ordered
+    return [ordered[i] for i in np.linspace(0, len(ordered) - 1, _MOST_DRAFTS).round().astype(int)]
 
 
 def loss_gaps(shown: Sequence[Pair]) -> np.ndarray:

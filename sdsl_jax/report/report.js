@@ -150,6 +150,18 @@ for (const box of document.querySelectorAll(".tabled")) {
 
 // --- Charts ---------------------------------------------------------------------------------------
 
+// The library is a megabyte: it is not parsed until the page is there to be read.
+let loading;
+function library() {
+  loading ??= new Promise((resolve) => {
+    window.addEventListener("chart-library", () => resolve(window.vegaEmbed), { once: true });
+    const text = document.getElementById("chart-library").textContent;
+    const ready = '\nwindow.dispatchEvent(new Event("chart-library"));';
+    document.body.append(element("script", { type: "module", textContent: text + ready }));
+  });
+  return loading;
+}
+
 const config = JSON.parse(document.getElementById("chart-config")?.textContent ?? "{}");
 
 // All data of a chart as one table. The first column names the data set of a row.
@@ -239,7 +251,8 @@ async function draw(figure) {
   const plot = figure.querySelector(".plot");
   const spec = JSON.parse(figure.querySelector("script").textContent);
   try {
-    const { view } = await window.vegaEmbed(plot, spec, { actions: false, renderer: "svg", config });
+    const vegaEmbed = await library();
+    const { view } = await vegaEmbed(plot, spec, { actions: false, renderer: "svg", config });
     const said = element("p", { className: "said" });
     said.setAttribute("role", "status");
     figure.append(said);
@@ -261,7 +274,6 @@ const observer = new IntersectionObserver(
   (entries) => entries.filter((entry) => entry.isIntersecting).forEach(({ target }) => draw(target)),
   { rootMargin: "400px" },
 );
-charts.forEach((figure) => observer.observe(figure));
 
 // The others follow while the reader reads, one at a time: a print then shows all of them.
 const idle = window.requestIdleCallback ?? ((run) => setTimeout(run, 200));
@@ -271,6 +283,10 @@ async function drawRest() {
   await draw(next);
   idle(drawRest);
 }
-window.addEventListener("load", () => setTimeout(() => idle(drawRest), 500));
+
+window.addEventListener("load", () => {
+  charts.forEach((figure) => observer.observe(figure));
+  setTimeout(() => idle(drawRest), 500);
+});
 
 document.querySelectorAll("[data-hint]").forEach((hint) => (hint.hidden = false));
