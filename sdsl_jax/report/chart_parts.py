@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -313,8 +313,13 @@ def shade(field: str, title: str, domain: tuple[float, float], middle: float | N
     scale: Spec = {"scheme": "viridis", "domain": list(domain)}
     if middle is not None:
         ends = [min(domain[0], middle - 1e-3), middle, max(domain[1], middle + 1e-3)]
-        scale = {"domain": ends, "range": ["#D55E00", "#ffffff", "#0072B2"]}
-    legend = {"orient": "bottom", "gradientLength": {"expr": "min(width, 240)"}}
+        colours_at = ["#D55E00", "#ffffff", "#0072B2"]
+        scale = {"domain": ends, "range": colours_at, "interpolate": "rgb"}
+    legend = {
+        "orient": "bottom",
+        "gradientLength": {"expr": "min(width, 240)"},
+        "titleLimit": 280,
+    }
     return {
         "field": field,
         "type": "quantitative",
@@ -336,7 +341,7 @@ def chart(
     name: str,
     title: str | list[str],
     description: str,
-    data: dict[str, Iterable[Row]],
+    data: Mapping[str, Iterable[Row]],
     layers: Iterable[Spec | list[Spec]],
     height: int | Spec = _HEIGHT,
 ) -> Chart:
@@ -363,6 +368,8 @@ def chart(
         "height": height,
         "datasets": {key: [rounded(row) for row in rows] for key, rows in data.items()},
         "layer": flat,
+        # Legends stand below each other, or a telephone would cut the second one off.
+        "config": {"legend": {"layout": {"bottom": {"anchor": "start", "direction": "vertical"}}}},
     }
     return Chart(name, spec)
 
@@ -380,13 +387,13 @@ def rounded(row: Row) -> Row:
     }
 
 
-def stars(data: str, x: Spec, y: Spec, tooltip: list[Spec], **encoding: Any) -> Spec:
-    """A layer of stars; see `points`."""
-    layer = points(data, x, y, tooltip)
-    layer["mark"] |= {"shape": STAR, "size": 420, "stroke": "white", "strokeWidth": 0.8}
-    if "color" in encoding:
-        layer["mark"].pop("color")
-    layer["encoding"] |= encoding
+def stars(
+    data: str, x: Spec, y: Spec, tooltip: list[Spec], series: Series | None = None, **mark: Any
+) -> Spec:
+    """A layer of stars, of the colours of the series; see `points`."""
+    look = {"shape": STAR, "size": 420, "stroke": "white", "strokeWidth": 0.8}
+    layer = points(data, x, y, tooltip, series, **look | mark)
+    layer["encoding"].pop("shape", None)
     return layer
 
 

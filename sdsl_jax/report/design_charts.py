@@ -146,7 +146,7 @@ def speedup_charts(records: StudyRecords) -> Iterator[Chart]:
                     hollow=True,
                     toggles=True,
                 ),
-                *([stars("optima", x, y, tips(**at_best), color=series.colour())] if best else []),
+                *([stars("optima", x, y, tips(**at_best), series)] if best else []),
             ],
             height=340,
         )
@@ -205,8 +205,13 @@ def optimiser_charts(records: StudyRecords) -> Iterator[Chart]:
                 if reference.draft_params is None
                 else [{c: getattr(reference, c) for c in (*at, "method")}]
             )
-            star = stars("reference", *place, tips(method="reference", **at))
-            star["mark"] |= {"color": "white", "stroke": "black"}
+            star = stars(
+                "reference",
+                *place,
+                tips(method="reference", **at),
+                color="white",
+                stroke="black",
+            )
             end = "star: reference" if optimum else "speculation does not pay"
             if entry.lookahead is None:
                 end = "no finite optimum"

@@ -133,8 +133,10 @@ def _scattered(
         size=500,
         strokeWidth=2.5,
     )
-    layers = [level(y, 0.0), points("residuals", *place, tips(**told), series, toggles=True), bar]
-    return chart(name, title, description, {"residuals": rows, "means": mean}, layers)
+    dots = points("residuals", *place, tips(**told), series, toggles=True)
+    return chart(
+        name, title, description, {"residuals": rows, "means": mean}, [level(y, 0.0), dots, bar]
+    )
 
 
 def _dependence(answer: Dependence, records: StudyRecords) -> Iterator[Chart]:
@@ -440,7 +442,7 @@ def _clock_sizes(answer: ClockSizes, records: StudyRecords) -> Iterator[Chart]:
                     if others
                     else []
                 ),
-                *([stars("best size", *place, at_best, color=series.colour())] if best else []),
+                *([stars("best size", *place, at_best, series)] if best else []),
             ],
         )
 

@@ -110,6 +110,12 @@ function filterBox(groups, caption) {
   return [box, count];
 }
 
+// Spreadsheets and programs read 96192; they take 96,192 for text, and a dash as well.
+function plainCell(text) {
+  if (isMissing(text)) return "";
+  return /^[+-]?\d{1,3}(,\d{3})+(\.\d+)?$/.test(text) ? text.replaceAll(",", "") : text;
+}
+
 // The rows that are shown, in the order shown; titles of groups become a column.
 function tableRows(table) {
   const heads = [...table.tHead.rows[0].cells].map(textOf);
@@ -119,7 +125,7 @@ function tableRows(table) {
   for (const row of table.tBodies[0].rows) {
     if (row.classList.contains("group")) title = textOf(row);
     else if (!row.hidden) {
-      const cells = [...row.cells].map(textOf).map((text) => (isMissing(text) ? "" : text));
+      const cells = [...row.cells].map(textOf).map(plainCell);
       rows.push(grouped ? [title, ...cells] : cells);
     }
   }
