@@ -32,7 +32,7 @@ from sdsl_jax.report.chart_parts import (
     tips,
     upper,
 )
-from sdsl_jax.report.figure_data import distinct, drafts_shown
+from sdsl_jax.report.figure_data import DEPENDENCE_MODELS, distinct, drafts_shown
 from sdsl_jax.report.style import NAMES, target_label
 
 
@@ -186,19 +186,21 @@ def _dependence(answer: Dependence, records: StudyRecords) -> Iterator[Chart]:
             points("inverted", x, y.of("alpha"), tooltip, series, toggles=True, size=30),
         ],
     )
-    models = list(answer.models)
     errors = [
         {
             "series": NAMES[model],
             "lookahead": row.lookahead,
-            "fitted": "no" if row.judged else "yes",
+            "fitted": "no" if row.judged or model == "geometric" else "yes",
             **_ends("error", row.error[model]),
         }
-        for model in models
+        for model in DEPENDENCE_MODELS
         for row in answer.by_lookahead
     ]
     error = Axis("tokens per round, model / measured − 1 (%)", percent=True)
-    series, place = Series("model of τ", [NAMES[m] for m in models]), (x, error.of("error"))
+    series, place = (
+        Series("model of τ", [NAMES[m] for m in DEPENDENCE_MODELS]),
+        (x, error.of("error")),
+    )
     tooltip = tips(
         series="model",
         lookahead="γ|d",
@@ -209,14 +211,19 @@ def _dependence(answer: Dependence, records: StudyRecords) -> Iterator[Chart]:
     )
     yield chart(
         "dependence-error",
-        f"Error of τ, mean of {answer.n} pairs",
+        f"Error of τ, mean of {answer.n} pairs (hollow: fitted)",
         "Mean relative error of three models of the tokens per round at each lookahead.",
-        {"errors": errors},
+        {
+            "errors": [row for row in errors if row["fitted"] == "no"],
+            "errors where fitted": [row for row in errors if row["fitted"] == "yes"],
+            "curves": errors,
+        },
         [
             level(error, 0.0),
-            curves("errors", *place, series),
-            bars("errors", *place, "error", series),
+            curves("curves", *place, series),
+            bars("curves", *place, "error", series),
             points("errors", *place, tooltip, series, toggles=True),
+            points("errors where fitted", *place, tooltip, series, hollow=True),
         ],
     )
 

@@ -17,7 +17,7 @@ from sdsl_jax.evidence.same_data import SameData
 from sdsl_jax.records import ModelRecord
 from sdsl_jax.report.clock_figure import CLOCK_CAPTION, draw_clock
 from sdsl_jax.report.clock_sizes_figure import CLOCK_SIZES_CAPTION, draw_clock_sizes
-from sdsl_jax.report.figure_data import drafts_shown
+from sdsl_jax.report.figure_data import DEPENDENCE_MODELS, drafts_shown
 from sdsl_jax.report.style import (
     COLOURS,
     NAMES,
@@ -56,7 +56,6 @@ EVIDENCE_CAPTIONS = {
     "clock": CLOCK_CAPTION,
     "clock_sizes": CLOCK_SIZES_CAPTION,
 }
-_MODELS = ("geometric", "beta", "persistent")
 
 
 def draw_evidence(records: StudyRecords, folder: Path) -> None:
@@ -222,7 +221,7 @@ def _dependence(records: StudyRecords, folder: Path, name: str) -> bool:
         legend_beside(left, title="draft")
         gamma = np.asarray([r.lookahead for r in answer.by_lookahead])
         fitted = np.asarray([not r.judged for r in answer.by_lookahead])
-        for i, (model, style) in enumerate(series(_MODELS)):
+        for i, (model, style) in enumerate(series(DEPENDENCE_MODELS)):
             errors = [r.error[model] for r in answer.by_lookahead]
             y, at = np.asarray([e.estimate for e in errors]), gamma + 0.12 * (i - 1)
             shared = dict(

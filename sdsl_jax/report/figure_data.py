@@ -15,6 +15,8 @@ from sdsl_jax.records.codesign import CodesignEntry, CodesignLandscape, TrainedD
 from sdsl_jax.report.style import target_label
 from sdsl_jax.theory import ModelPoint
 
+# Models of the tokens per round that are shown beside each other.
+DEPENDENCE_MODELS = ("geometric", "beta", "persistent")
 _MOST_DRAFTS = 7
 Pair = tuple[ModelRecord, ModelRecord, AcceptanceRecord]
 
