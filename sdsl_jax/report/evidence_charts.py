@@ -32,6 +32,11 @@ from sdsl_jax.report.chart_parts import (
     tips,
     upper,
 )
+from sdsl_jax.report.condition_charts import (
+    conditions_charts,
+    holdout_charts,
+    objectives_charts,
+)
 from sdsl_jax.report.figure_data import DEPENDENCE_MODELS, distinct, drafts_shown
 from sdsl_jax.report.style import NAMES, target_label
 
@@ -47,9 +52,10 @@ def evidence_charts(records: StudyRecords) -> dict[str, list[Chart]]:
     """
     evidence = records.document("evidence", Evidence) or Evidence()
     answers = {name: getattr(evidence, name) for name in _CHARTS}
-    return {
+    drawn = {
         name: list(_CHARTS[name](answer, records)) for name, answer in answers.items() if answer
     }
+    return drawn | {"conditions": list(conditions_charts(evidence, records))}
 
 
 def _by_size(sizes: Sequence[int], label: Callable[[float], str] = short_count) -> dict[int, str]:
@@ -456,7 +462,9 @@ def _clock_sizes(answer: ClockSizes, records: StudyRecords) -> Iterator[Chart]:
 
 _CHARTS: dict[str, Callable[[Any, StudyRecords], Iterator[Chart]]] = {
     "residuals": _residuals,
+    "holdout": holdout_charts,
     "dependence": _dependence,
+    "objectives": objectives_charts,
     "kinds": _kinds,
     "clock": _clock,
     "clock_sizes": _clock_sizes,

@@ -17,7 +17,7 @@ from sdsl_jax.evidence.same_data import SameData
 from sdsl_jax.records import ModelRecord
 from sdsl_jax.report.clock_figure import CLOCK_CAPTION, draw_clock
 from sdsl_jax.report.clock_sizes_figure import CLOCK_SIZES_CAPTION, draw_clock_sizes
-from sdsl_jax.report.figure_data import DEPENDENCE_MODELS, drafts_shown
+from sdsl_jax.report.figure_data import DEPENDENCE_MODELS, drafts_shown, objectives_shown
 from sdsl_jax.report.style import (
     COLOURS,
     NAMES,
@@ -321,15 +321,13 @@ def _objectives(records: StudyRecords, folder: Path, name: str) -> bool:
     answer = _evidence(records).objectives
     if not answer:
         return False
-    names = [law.objective for law in answer.laws] or sorted({r.objective for r in answer.results})
-    budgets = sorted({r.train_tokens for r in answer.results})
-    sizes = sorted({r.draft_params for r in answer.results})
-    middle = min(sizes, key=lambda n: abs(np.log(n / answer.middle_params)))
+    shown = objectives_shown(answer)
+    last_budget, middle = shown.last_budget, shown.middle_size
     with figure(folder, name, 1, 3, (14.4, 4.2)) as (_, axes):
         by_size, by_budget, by_loss = axes[0]
-        for objective, style in series(names):
+        for objective, style in series(shown.objectives):
             rows = [r for r in answer.results if r.objective == objective]
-            last = [r for r in rows if r.train_tokens == budgets[-1]]
+            last = [r for r in rows if r.train_tokens == last_budget]
             x, label = [r.draft_params for r in last], NAMES.get(objective, objective)
             y = [r.alpha.estimate for r in last]
             bars = error_bars([r.alpha for r in last], "estimate", "")
@@ -351,13 +349,13 @@ def _objectives(records: StudyRecords, folder: Path, name: str) -> bool:
         target = target_label(records.models_by_id[answer.teacher_id].params_nonembedding)
         by_size.set(
             ylabel=f"acceptance α ({NAMES[answer.estimator]})",
-            title=f"{short_count(budgets[-1])} tokens, {target}",
+            title=f"{short_count(last_budget)} tokens, {target}",
         )
         by_budget.set(ylabel="gain in α", title=f"Draft of {short_count(middle)}")
         by_loss.set(
             xlabel="draft loss on the text (nats per token)",
             ylabel="acceptance α",
-            title=f"{short_count(budgets[-1])} tokens",
+            title=f"{short_count(last_budget)} tokens",
         )
         by_size.legend(loc="best")
     return True

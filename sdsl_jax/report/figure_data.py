@@ -9,6 +9,7 @@ import numpy as np
 
 from sdsl_jax.counts import short_count
 from sdsl_jax.evidence import StudyRecords
+from sdsl_jax.evidence.objectives import Objectives
 from sdsl_jax.fitting.law_files import LawRecord
 from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord, longest_trained
 from sdsl_jax.records.codesign import CodesignEntry, CodesignLandscape, TrainedDraft
@@ -345,3 +346,25 @@ def timed_steps(records: StudyRecords) -> tuple[list[TimedStep], list[TimedStep]
     )
     passes = sorted((s for s in steps if s.model.model_id in targets), key=lambda s: s.row.width)
     return decode, passes
+
+
+class ObjectivesShown(NamedTuple):
+    """Which drafts the figure of objectives compares.
+
+    Attributes:
+      objectives: What they were trained for, in the order of the legend.
+      last_budget: The largest budget of tokens.
+      middle_size: The trained size nearest to that at which levels are given.
+    """
+
+    objectives: list[str]
+    last_budget: int
+    middle_size: int
+
+
+def objectives_shown(answer: Objectives) -> ObjectivesShown:
+    """The objectives, the largest budget and the middle size."""
+    names = [law.objective for law in answer.laws] or sorted({r.objective for r in answer.results})
+    sizes = sorted({r.draft_params for r in answer.results})
+    middle = min(sizes, key=lambda n: abs(np.log(n / answer.middle_params)))
+    return ObjectivesShown(names, max(r.train_tokens for r in answer.results), middle)
