@@ -146,7 +146,7 @@ def test_charts_show_what_the_records_hold(tiny_study):
         seconds = 1e-6 * row["fitted_microseconds"]
         assert seconds == pytest.approx(fitted[row["model_id"], row["width"]], rel=1e-6)
     trained = {
-        (entry.cost_model, row.draft_id, row.lookahead): row.speedup
+        (entry.cost_model, entry.target_id, row.draft_id, row.lookahead): row.speedup
         for entry in records.codesign
         for row in entry.trained
     }
@@ -154,7 +154,7 @@ def test_charts_show_what_the_records_hold(tiny_study):
         rows = panels[f"speedup-{cost_model}"]["trained drafts"]
         assert rows
         for row in rows:
-            known = trained[cost_model, row["draft_id"], row["lookahead"]]
+            known = trained[cost_model, row["target_id"], row["draft_id"], row["lookahead"]]
             assert row["speedup"] == pytest.approx(known, rel=1e-6)
 
 
