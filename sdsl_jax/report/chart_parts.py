@@ -391,7 +391,7 @@ def stars(
     data: str, x: Spec, y: Spec, tooltip: list[Spec], series: Series | None = None, **mark: Any
 ) -> Spec:
     """A layer of stars, of the colours of the series; see `points`."""
-    look = {"shape": STAR, "size": 420, "stroke": "white", "strokeWidth": 0.8}
+    look: Spec = {"shape": STAR, "size": 420, "stroke": "white", "strokeWidth": 0.8}
     layer = points(data, x, y, tooltip, series, **look | mark)
     layer["encoding"].pop("shape", None)
     return layer

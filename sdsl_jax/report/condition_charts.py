@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from sdsl_jax.counts import short_count
@@ -37,7 +37,7 @@ def holdout_charts(answer: Holdout, records: StudyRecords) -> Iterator[Chart]:
     """Losses and acceptance that were predicted before they were measured, and what choices give."""
     sizes = sorted({row.params for row in answer.losses})
     names = dict(zip(sizes, distinct([short_count(n) for n in sizes], sizes)))
-    losses = [
+    losses: list[Row] = [
         {
             "series": names[row.params],
             "model_id": row.model_id,
@@ -83,7 +83,7 @@ _HELD_OUT = {
 
 
 def _held_out_pairs(answer: Holdout) -> Chart:
-    pairs = [
+    pairs: list[Row] = [
         {
             "series": _HELD_OUT[p.draft_held_out, p.target_held_out],
             "draft_id": p.draft_id,
@@ -166,7 +166,7 @@ def _choices(answer: Holdout) -> Chart:
 
 def conditions_charts(evidence: Evidence, records: StudyRecords) -> Iterator[Chart]:
     """Acceptance at other temperatures, on other text, and of drafts of other training text."""
-    answers = (
+    answers: tuple[tuple[Callable[..., Chart], Any], ...] = (
         (_temperature, evidence.temperature),
         (_domain, evidence.domain),
         (_same_data, evidence.same_data),
@@ -174,7 +174,7 @@ def conditions_charts(evidence: Evidence, records: StudyRecords) -> Iterator[Cha
     target = records.targets[-1] if records.targets else None
     for draw, answer in answers:
         if target and answer and any(p.target_id == target.model_id for p in answer.pairs):
-            yield draw(answer, records, target.model_id)  # type: ignore[operator]
+            yield draw(answer, records, target.model_id)
 
 
 def _largest(records: StudyRecords) -> str:
@@ -240,7 +240,8 @@ def _domain(answer: Domain, records: StudyRecords, target: str) -> Chart:
 
 def _same_data(answer: SameData, records: StudyRecords, target: str) -> Chart:
     names = ["trained on the study's text", "trained on other text"]
-    own, other = ([p for p in rows if p.target_id == target] for rows in (answer.own, answer.pairs))
+    own = [p for p in answer.own if p.target_id == target]
+    other = [p for p in answer.pairs if p.target_id == target]
     rows: list[Row] = [
         {"series": names[0], "draft_id": p.draft_id, "target_id": target}
         | {"loss": p.loss, "alpha": p.alpha}
@@ -264,7 +265,7 @@ def _same_data(answer: SameData, records: StudyRecords, target: str) -> Chart:
     place, series = (x.of("loss"), y.of("alpha")), Series("draft", names)
     told = PAIR | {"loss": "loss (nats)|.4f", "alpha": "α|.4f"}
     beside = tips(**told, same_data="α of a draft of the study at that loss|.4f")
-    tick = {"shape": "stroke", "size": 160, "colour": GREY, "strokeWidth": 2}
+    tick: dict[str, Any] = {"shape": "stroke", "size": 160, "colour": GREY, "strokeWidth": 2}
     return chart(
         "conditions-training-text",
         [
