@@ -27,7 +27,9 @@ BASE = "base text"
 def evidence_section(evidence: Evidence, images: dict[str, str]) -> str:
     """The section of the report for sceptics, by itself; figures as base64, by their names."""
     template = environment().get_template("evidence.html.j2")
-    return template.render(evidence=evidence, images=images, evidence_captions=EVIDENCE_CAPTIONS)
+    return template.render(
+        evidence=evidence, images=images, charts={}, evidence_captions=EVIDENCE_CAPTIONS
+    )
 
 
 def config(**sections) -> StudyConfig:

@@ -1,10 +1,14 @@
 """Pages of the report, taken apart."""
 
 import html.parser
+import json
 import re
 
+import vl_convert
 from matplotlib import font_manager
 from matplotlib.ft2font import FT2Font
+
+from sdsl_jax.report.vega import script_json
 
 
 class Page(html.parser.HTMLParser):
@@ -47,6 +51,33 @@ class Page(html.parser.HTMLParser):
     def handle_endtag(self, tag):
         if tag in ("th", "td", "caption"):
             self._cell = None
+
+
+def without_scripts(text: str) -> str:
+    """A page as it is read where scripts do not run: their libraries name addresses that nothing asks for."""
+    return re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+
+
+def assert_charts(charts: dict) -> None:
+    """Every chart compiles, says what it shows, and names all its axes; no two have one name."""
+    every = [chart for panels in charts.values() for chart in panels]
+    assert len({chart.name for chart in every}) == len(every)
+    for name, spec in every:
+        assert re.fullmatch(r"[a-z0-9-]+", name)
+        compiled = vl_convert.vegalite_to_vega(json.loads(script_json(spec)))
+        labels = [axis for axis in compiled["axes"] if axis.get("labels", True)]
+        assert len(labels) == 2
+        assert all(axis["title"] for axis in labels), name
+        assert spec["description"].endswith(".")
+        assert compiled["title"]["text"]
+        assert any(spec["datasets"].values())
+        used = {layer["data"]["name"] for layer in spec["layer"] if "name" in layer["data"]}
+        assert used <= spec["datasets"].keys()
+        for layer in spec["layer"]:
+            for channel in ("x", "y"):
+                field = layer["encoding"].get(channel, {}).get("field")
+                rows = spec["datasets"].get(layer["data"].get("name"), [])
+                assert field is None or all(field in row for row in rows), (name, layer)
 
 
 def assert_readable(page: Page):

@@ -14,9 +14,10 @@ from sdsl_jax.evidence import Evidence, StudyRecords
 from sdsl_jax.evidence.conditions import Domain, Temperature
 from sdsl_jax.evidence.holdout import Choice
 from sdsl_jax.evidence.same_data import SameData
-from sdsl_jax.records import ModelRecord, longest_trained
+from sdsl_jax.records import ModelRecord
 from sdsl_jax.report.clock_figure import CLOCK_CAPTION, draw_clock
 from sdsl_jax.report.clock_sizes_figure import CLOCK_SIZES_CAPTION, draw_clock_sizes
+from sdsl_jax.report.figure_data import DEPENDENCE_MODELS, drafts_shown, objectives_shown
 from sdsl_jax.report.style import (
     COLOURS,
     NAMES,
@@ -55,8 +56,6 @@ EVIDENCE_CAPTIONS = {
     "clock": CLOCK_CAPTION,
     "clock_sizes": CLOCK_SIZES_CAPTION,
 }
-_MODELS = ("geometric", "beta", "persistent")
-_MOST_DRAFTS = 7
 
 
 def draw_evidence(records: StudyRecords, folder: Path) -> None:
@@ -69,14 +68,6 @@ def draw_evidence(records: StudyRecords, folder: Path) -> None:
 
 def _evidence(records: StudyRecords) -> Evidence:
     return records.document("evidence", Evidence) or Evidence()
-
-
-def _largest_budgets(records: StudyRecords, ids: set[str]) -> list[ModelRecord]:
-    """One draft of each size, at its largest budget, the smallest first; no more than a figure can show apart."""
-    ordered = longest_trained((m for m in records.models if m.model_id in ids), "draft")
-    if len(ordered) <= _MOST_DRAFTS:
-        return ordered
-    return [ordered[i] for i in np.linspace(0, len(ordered) - 1, _MOST_DRAFTS).round().astype(int)]
 
 
 def _residuals(records: StudyRecords, folder: Path, name: str) -> bool:
@@ -206,7 +197,7 @@ def _dependence(records: StudyRecords, folder: Path, name: str) -> bool:
     exact = {p.draft_id: p.alpha for p in answer.pairs if p.target_id == target.model_id}
     with figure(folder, name, 1, 2, (11.5, 4.1)) as (_, axes):
         left, right = axes[0]
-        for draft, style in series(_largest_budgets(records, set(exact))):
+        for draft, style in series(drafts_shown(records, set(exact))):
             pair = draft.model_id, target.model_id
             rows = [r for r in records.expected if (r.draft_id, r.target_id) == pair]
             rows.sort(key=lambda r: r.lookahead)
@@ -230,7 +221,7 @@ def _dependence(records: StudyRecords, folder: Path, name: str) -> bool:
         legend_beside(left, title="draft")
         gamma = np.asarray([r.lookahead for r in answer.by_lookahead])
         fitted = np.asarray([not r.judged for r in answer.by_lookahead])
-        for i, (model, style) in enumerate(series(_MODELS)):
+        for i, (model, style) in enumerate(series(DEPENDENCE_MODELS)):
             errors = [r.error[model] for r in answer.by_lookahead]
             y, at = np.asarray([e.estimate for e in errors]), gamma + 0.12 * (i - 1)
             shared = dict(
@@ -282,7 +273,7 @@ def _by_temperature(
 ) -> None:
     alpha = {p.draft_id: p.alpha for p in _of_target(answer.pairs, target)}
     temperatures = [row.temperature for row in answer.by_temperature]
-    for draft, style in series(_largest_budgets(records, set(alpha))):
+    for draft, style in series(drafts_shown(records, set(alpha))):
         label = short_count(draft.params_nonembedding)
         axis.plot(temperatures, alpha[draft.model_id], lw=1.2, ms=4, label=label, **style)
     axis.set(
@@ -330,15 +321,13 @@ def _objectives(records: StudyRecords, folder: Path, name: str) -> bool:
     answer = _evidence(records).objectives
     if not answer:
         return False
-    names = [law.objective for law in answer.laws] or sorted({r.objective for r in answer.results})
-    budgets = sorted({r.train_tokens for r in answer.results})
-    sizes = sorted({r.draft_params for r in answer.results})
-    middle = min(sizes, key=lambda n: abs(np.log(n / answer.middle_params)))
+    shown = objectives_shown(answer)
+    last_budget, middle = shown.last_budget, shown.middle_size
     with figure(folder, name, 1, 3, (14.4, 4.2)) as (_, axes):
         by_size, by_budget, by_loss = axes[0]
-        for objective, style in series(names):
+        for objective, style in series(shown.objectives):
             rows = [r for r in answer.results if r.objective == objective]
-            last = [r for r in rows if r.train_tokens == budgets[-1]]
+            last = [r for r in rows if r.train_tokens == last_budget]
             x, label = [r.draft_params for r in last], NAMES.get(objective, objective)
             y = [r.alpha.estimate for r in last]
             bars = error_bars([r.alpha for r in last], "estimate", "")
@@ -360,13 +349,13 @@ def _objectives(records: StudyRecords, folder: Path, name: str) -> bool:
         target = target_label(records.models_by_id[answer.teacher_id].params_nonembedding)
         by_size.set(
             ylabel=f"acceptance α ({NAMES[answer.estimator]})",
-            title=f"{short_count(budgets[-1])} tokens, {target}",
+            title=f"{short_count(last_budget)} tokens, {target}",
         )
         by_budget.set(ylabel="gain in α", title=f"Draft of {short_count(middle)}")
         by_loss.set(
             xlabel="draft loss on the text (nats per token)",
             ylabel="acceptance α",
-            title=f"{short_count(budgets[-1])} tokens",
+            title=f"{short_count(last_budget)} tokens",
         )
         by_size.legend(loc="best")
     return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,18 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from sdsl_jax.counts import short_count
 from sdsl_jax.evidence import StudyRecords
-from sdsl_jax.records import AcceptanceRecord, LatencyRecord, ModelRecord, longest_trained
 from sdsl_jax.report.evidence_figures import draw_evidence
+from sdsl_jax.report.figure_data import (
+    TimedStep,
+    acceptance_shown,
+    largest_survival_lookahead,
+    loss_gaps,
+    loss_panels,
+    of_target,
+    predicted_panels,
+    survival_curves,
+    timed_steps,
+)
 from sdsl_jax.report.landscapes import draw_optimiser, draw_speedup
 from sdsl_jax.report.style import (
     COLOURS,
@@ -25,7 +34,6 @@ from sdsl_jax.report.style import (
     series,
     target_label,
 )
-from sdsl_jax.theory import ModelPoint
 
 CAPTIONS = {
     "loss": "Test loss against non-embedding parameters and training tokens, with the fitted law. "
@@ -72,115 +80,54 @@ def draw_figures(records: StudyRecords, folder: Path) -> None:
     draw_evidence(records, folder)
 
 
-def _point(model: ModelRecord) -> ModelPoint:
-    return ModelPoint(model.params_nonembedding, model.loss_nats, model.train_tokens)
-
-
-def _at(loss: Any) -> ModelPoint:
-    """A point for the laws drawn against losses, which do not look at sizes."""
-    return ModelPoint(1.0, loss)
-
-
 def _loss(records: StudyRecords, folder: Path, name: str) -> None:
-    law, models = records.laws.loss, [m for m in records.models if m.training_is_known]
     with figure(folder, name, 1, 2, (11.5, 3.9)) as (_, axes):
-        for axis, x, by, label, title in (
-            (
-                axes[0, 0],
-                "params_nonembedding",
-                "train_tokens",
-                "non-embedding parameters N",
-                "Loss falls with size (hollow: targets)",
-            ),
-            (
-                axes[0, 1],
-                "train_tokens",
-                "params_nonembedding",
-                "training tokens D",
-                "Loss falls with data (hollow: targets)",
-            ),
-        ):
-            of_size = x == "params_nonembedding"
-            at = [getattr(m, x) for m in models]
-            fine = np.geomspace(min(at) / 1.3, max(at) * 1.3, 80)
-            for value, style in series(sorted({getattr(m, by) for m in models})):
-                curve = law(fine, float(value)) if of_size else law(float(value), fine)
-                axis.plot(fine, np.asarray(curve), color=style["color"], lw=1)
-                for model in (m for m in models if getattr(m, by) == value):
+        for axis, panel in zip(axes[0], loss_panels(records)):
+            for (value, style), label, curve in zip(
+                series(panel.values), panel.names, panel.curves
+            ):
+                axis.plot(panel.grid, curve, color=style["color"], lw=1)
+                for model in (m for m in panel.models if getattr(m, panel.by) == value):
                     axis.errorbar(
-                        getattr(model, x),
+                        getattr(model, panel.x),
                         model.loss_nats,
                         yerr=error_bars([model], "loss_nats"),
                         mfc="white" if model.role == "target" else style["color"],
                         elinewidth=0.8,
                         **style,
                     )
-                unit = "tokens" if of_size else "parameters"
-                axis.plot([], [], label=f"{short_count(value)} {unit}", **style)
-            log_sizes(axis, label)
-            axis.set(ylabel="test loss (nats per token)", title=title)
+                axis.plot([], [], label=label, **style)
+            log_sizes(axis, panel.label)
+            axis.set(ylabel="test loss (nats per token)", title=panel.title)
             legend_beside(axis)
 
 
-Pair = tuple[ModelRecord, ModelRecord, AcceptanceRecord]
-
-
-def _pairs(records: StudyRecords, estimator: str, lookahead: int | None = None) -> list[Pair]:
-    """Draft, target and row of every pair of the study's models."""
-    by_id = records.models_by_id
-    return [
-        (by_id[r.draft_id], by_id[r.target_id], r)
-        for r in records.acceptance
-        if r.estimator == estimator
-        and lookahead in (None, r.lookahead)
-        and {r.draft_id, r.target_id} <= by_id.keys()
-    ]
-
-
-def _of_target(pairs: Sequence[Pair], target: ModelRecord) -> list[Pair]:
-    return [p for p in pairs if p[1].params_nonembedding == target.params_nonembedding]
-
-
 def _acceptance(records: StudyRecords, folder: Path, name: str) -> None:
-    laws, estimator = records.laws.acceptance, records.fits.acceptance_laws[0].estimator or ""
-    pairs = _pairs(records, estimator)
-    x = np.asarray([draft.perplexity for draft, _, _ in pairs])
-    y = np.asarray([target.perplexity for _, target, _ in pairs])
-    alpha = np.asarray([r.alpha for _, _, r in pairs])
+    shown = acceptance_shown(records)
     with figure(folder, name, 1, 3, (12.5, 3.9)) as (drawn, axes):
         left, middle, right = axes[0]
-        pad_x, pad_y = 0.08 * np.ptp(x), max(0.35 * np.ptp(y), 0.05)
-        fine_x = np.linspace(x.min() - pad_x, x.max() + pad_x, 60)
-        fine_y = np.linspace(y.min() - pad_y, y.max() + pad_y, 60)
-        draw_plane(
-            drawn,
-            left,
-            (fine_x, fine_y),
-            np.asarray(
-                laws["affine_plane"](_at(np.log(fine_x)[None]), _at(np.log(fine_y)[:, None]))
-            ),
-            (x, y, alpha),
+        points = (
+            np.asarray([draft.perplexity for draft, *_ in shown.pairs]),
+            np.asarray([target.perplexity for _, target, _ in shown.pairs]),
+            np.asarray([r.alpha for *_, r in shown.pairs]),
         )
+        draw_plane(drawn, left, (shown.x, shown.y), shown.plane, points)
         left.set(
             xlabel="draft perplexity",
             ylabel="target perplexity",
             title="Affine plane, with measured points",
         )
-        for target, style in series(records.targets):
-            rows = _of_target(pairs, target)
-            section = laws["affine_plane"](_at(np.log(fine_x)), _at(target.loss_nats))
-            middle.plot(fine_x, np.asarray(section), color=style["color"], lw=1)
+        for (target, style), section in zip(series(records.targets), shown.sections):
+            rows = of_target(shown.pairs, target)
+            gaps = loss_gaps(rows)
+            middle.plot(shown.x, section, color=style["color"], lw=1)
             style |= dict(ls="", elinewidth=0.8, label=target_label(target.params_nonembedding))
             measured = dict(
                 y=[r.alpha for *_, r in rows], yerr=error_bars([r for *_, r in rows], "alpha")
             )
             middle.errorbar([d.perplexity for d, *_ in rows], **measured, **style)
-            gaps = [np.log(d.perplexity / t.perplexity) for d, t, _ in rows]
             right.errorbar(gaps, **measured, **style)
-        gap = np.log(x) - np.log(y)
-        fine = np.linspace(min(0.0, gap.min()) - 0.03, gap.max() + 0.05, 80)
-        curve = np.asarray(laws["logit_gap"](_at(fine), _at(0.0)))
-        right.plot(fine, curve, color="0.3", lw=1, label="fitted law")
+        right.plot(shown.gap_grid, shown.gap_curve, color="0.3", lw=1, label="fitted law")
         middle.set(
             xlabel="draft perplexity",
             ylabel="acceptance α",
@@ -193,7 +140,7 @@ def _acceptance(records: StudyRecords, folder: Path, name: str) -> None:
         )
         middle.legend()
         right.legend()
-        drawn.suptitle(f"Acceptance: {NAMES[estimator]}", fontsize=11)
+        drawn.suptitle(f"Acceptance: {NAMES[shown.estimator]}", fontsize=11)
 
 
 def draw_plane(
@@ -222,25 +169,25 @@ def draw_plane(
 
 
 def _predicted(records: StudyRecords, folder: Path, name: str) -> None:
-    fits = records.fits.acceptance_laws
-    largest = max((r.lookahead for r in records.survival), default=0)
-    columns = min(3, len(fits))
-    rows_of_axes = -(-len(fits) // columns)
+    panels, largest = predicted_panels(records), largest_survival_lookahead(records)
+    columns = min(3, len(panels))
+    rows_of_axes = -(-len(panels) // columns)
     size = 4.4 * columns, 4.3 * rows_of_axes
     with figure(folder, name, rows_of_axes, columns, size) as (_, axes):
-        for axis in axes.ravel()[len(fits) :]:
+        for axis in axes.ravel()[len(panels) :]:
             axis.set_axis_off()
-        for axis, fit in zip(axes.ravel(), fits):
-            law, ends, estimator = records.laws.acceptance[fit.law], [], fit.estimator or ""
+        for axis, panel in zip(axes.ravel(), panels):
+            fit, ends = panel.fit, []
             for target, style in series(records.targets):
-                shown: list[tuple[str, int | None, Any]] = [(estimator, None, style["color"])]
-                if largest:
-                    shown.append(("decoded_per_test", largest, "white"))
-                for of, lookahead, fill in shown:
-                    rows = _of_target(_pairs(records, of, lookahead), target)
-                    predicted = [float(law(_point(d), _point(t))) for d, t, _ in rows]
-                    measured = [r.alpha for *_, r in rows]
-                    bars = error_bars([r for *_, r in rows], "alpha")
+                for shown, fill in ((panel.exact, style["color"]), (panel.decoded, "white")):
+                    size_of_target = target.params_nonembedding
+                    rows = [
+                        (r, value)
+                        for (_, t, r), value in shown
+                        if t.params_nonembedding == size_of_target
+                    ]
+                    predicted, measured = [v for _, v in rows], [r.alpha for r, _ in rows]
+                    bars = error_bars([r for r, _ in rows], "alpha")
                     axis.errorbar(
                         predicted, measured, yerr=bars, ls="", elinewidth=0.7, mfc=fill, **style
                     )
@@ -253,7 +200,7 @@ def _predicted(records: StudyRecords, folder: Path, name: str) -> None:
                         handle(target_label(target.params_nonembedding), **style)
                         for target, style in series(records.targets)
                     ),
-                    handle(f"filled: {NAMES[estimator]}", marker="o"),
+                    handle(f"filled: {NAMES[fit.estimator or '']}", marker="o"),
                     *(
                         [handle(f"hollow: live decoder, γ = {largest}", marker="o", mfc="white")]
                         if largest
@@ -271,30 +218,23 @@ def _predicted(records: StudyRecords, folder: Path, name: str) -> None:
 
 
 def _survival(records: StudyRecords, folder: Path, name: str) -> None:
-    largest = max(r.lookahead for r in records.survival)
-    survival = [r for r in records.survival if r.lookahead == largest]
-    decoded = {r.draft_id for r in survival}
-    drafts = longest_trained((m for m in records.models if m.model_id in decoded), "draft")
-    tar = records.measured("decoded_tar", largest)
+    largest, curves = largest_survival_lookahead(records), survival_curves(records)
     targets = records.targets
     with figure(folder, name, 1, len(targets), (4.9 * len(targets), 3.9)) as (_, axes):
         for axis, target in zip(axes[0], targets):
-            for draft, style in series(drafts):
-                pair = draft.model_id, target.model_id
-                rows = [r for r in survival if (r.draft_id, r.target_id) == pair]
-                k = np.asarray([r.position for r in rows])
-                label = f"{short_count(draft.params_nonembedding)}: {rows[0].tokens_per_round:.2f} tokens/round"
-                bars = error_bars(rows, "survival")
+            own = [c for c in curves if c.target.model_id == target.model_id]
+            for curve, (_, style) in zip(own, series(c.draft.model_id for c in own)):
+                size = short_count(curve.draft.params_nonembedding)
                 axis.errorbar(
-                    k,
-                    [r.survival for r in rows],
-                    yerr=bars,
+                    curve.positions,
+                    curve.survival,
+                    yerr=[curve.survival - curve.low, curve.high - curve.survival],
                     elinewidth=0.8,
                     lw=1,
-                    label=label,
+                    label=f"{size}: {curve.tokens_per_round:.2f} tokens/round",
                     **style,
                 )
-                axis.plot(k, tar[pair].alpha ** k, "--", color=style["color"], lw=0.9)
+                axis.plot(curve.positions, curve.geometric, "--", color=style["color"], lw=0.9)
             axis.set_yscale("log")
             axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axis.yaxis.set_major_formatter("{x:.2g}")
@@ -308,40 +248,33 @@ def _survival(records: StudyRecords, folder: Path, name: str) -> None:
 
 
 def _latency(records: StudyRecords, folder: Path, name: str) -> None:
-    by_id = records.models_by_id
-    predicted = {(r.model_id, r.width): r.predicted_seconds for r in records.fits.hardware.rows}
-    timed = [r for r in records.latency if (r.model_id, r.width) in predicted]
+    decode, passes = timed_steps(records)
 
-    def draw(axis: Any, rows: list[LatencyRecord], at: list[float], **style: Any) -> None:
+    def draw(axis: Any, steps: list[TimedStep], at: list[float], **style: Any) -> None:
+        rows = [s.row for s in steps]
         bars = 1e6 * np.asarray(error_bars(rows, "seconds"))
         axis.errorbar(at, [1e6 * r.seconds for r in rows], yerr=bars, ls="", **style)
-        fitted = [1e6 * predicted[r.model_id, r.width] for r in rows]
+        fitted = [1e6 * s.predicted_seconds for s in steps]
         axis.plot(at, fitted, color=style["color"], lw=1.2)
-
-    def size(row: LatencyRecord) -> float:
-        return float(by_id[row.model_id].params_nonembedding)
 
     with figure(folder, name, 1, 2, (9.5, 3.9)) as (_, axes):
         left, right = axes[0]
-        decode = sorted((r for r in timed if r.operation == "decode"), key=size)
-        sizes = [size(r) for r in decode]
+        sizes = [float(s.model.params_nonembedding) for s in decode]
         draw(left, decode, sizes, color=COLOURS[0], marker="o", label="measured median")
         left.plot([], [], color=COLOURS[0], lw=1.2, label="fitted device")
         log_sizes(left, "non-embedding parameters")
         left.set(
             ylabel="one-token step (µs)",
-            title=f"Decode steps, batch {decode[0].batch}",
+            title=f"Decode steps, batch {decode[0].row.batch}",
             ylim=(0, None),
         )
         left.legend()
         for target, style in series(records.targets):
-            rows = sorted(
-                (r for r in timed if r.model_id == target.model_id), key=lambda r: r.width
-            )
+            steps = [s for s in passes if s.model.model_id == target.model_id]
             draw(
                 right,
-                rows,
-                [r.width for r in rows],
+                steps,
+                [s.row.width for s in steps],
                 label=target_label(target.params_nonembedding),
                 **style,
             )

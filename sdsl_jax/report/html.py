@@ -16,9 +16,11 @@ from sdsl_jax.counts import short_count
 from sdsl_jax.evidence import Evidence, StudyRecords
 from sdsl_jax.records import AcceptanceRecord, write_text
 from sdsl_jax.records.codesign import CodesignEntry, CodesignLandscape
+from sdsl_jax.report.charts import charts_of
 from sdsl_jax.report.evidence_figures import EVIDENCE_CAPTIONS
 from sdsl_jax.report.figures import CAPTIONS, figures_of
 from sdsl_jax.report.style import NAMES, target_label
+from sdsl_jax.report.vega import CONFIG, library, script_json
 from sdsl_jax.report.warnings import fit_warnings, marked, optima_warnings
 
 
@@ -26,6 +28,8 @@ def write_report(
     records: StudyRecords, settings: str, stages: dict[str, Any], versions: dict[str, str]
 ) -> None:
     """Writes `report.html` into the folder of a study, from its records and figures.
+
+    Charts and pictures show the same; a browser without scripts shows the pictures.
 
     Args:
       records: Records of the study.
@@ -61,6 +65,9 @@ def write_report(
             fit_warnings=fit_warnings(fits),
             costs={"flops": "FLOPs", "measured": "measured"},
             images=images,
+            charts=charts_of(records),
+            chart_config=CONFIG,
+            library=lambda: Markup(library()),
             captions=CAPTIONS,
             evidence=records.document("evidence", Evidence) or Evidence(),
             evidence_captions=EVIDENCE_CAPTIONS,
@@ -93,6 +100,7 @@ def environment(package: str = "sdsl_jax.report") -> jinja2.Environment:
         "fixed": _fixed,
         "fields": vars,
         "slug": _slug,
+        "script_json": script_json,
         "first_clause": lambda text: re.split(r"[.:;] ", text, maxsplit=1)[0].removesuffix("."),
         "outline": _outline,
     }

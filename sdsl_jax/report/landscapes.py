@@ -8,8 +8,7 @@ import numpy as np
 
 from sdsl_jax.counts import short_count
 from sdsl_jax.evidence import StudyRecords
-from sdsl_jax.records import ModelRecord
-from sdsl_jax.records.codesign import CodesignEntry, CodesignLandscape
+from sdsl_jax.report.figure_data import best_measured, cost_models, drawn_laws, solved
 from sdsl_jax.report.style import (
     COLOURS,
     NAMES,
@@ -22,42 +21,12 @@ from sdsl_jax.report.style import (
 )
 
 
-def _of(
-    records: StudyRecords, target: ModelRecord, cost_model: str, law: str
-) -> tuple[CodesignEntry, CodesignLandscape] | None:
-    """Entry and landscape of one target, cost model and acceptance law."""
-    name = target.model_id, cost_model, law
-    return next(
-        (
-            (e, landscape)
-            for e, landscape in zip(records.codesign, records.landscapes)
-            if (e.target_id, e.cost_model, e.acceptance_law) == name
-        ),
-        None,
-    )
-
-
-def _cost_models(records: StudyRecords) -> list[str]:
-    return list(dict.fromkeys(entry.cost_model for entry in records.codesign))
-
-
-def _best_measured(entry: CodesignEntry) -> dict[float, float]:
-    """By size of the drafts with the most tokens: the speed-up at its best measured lookahead."""
-    most = max((row.train_tokens for row in entry.trained), default=0)
-    best: dict[float, float] = {}
-    for row in entry.trained:
-        if row.train_tokens == most:
-            best[row.draft_params] = max(row.speedup, best.get(row.draft_params, 0.0))
-    return best
-
-
 def draw_speedup(records: StudyRecords, folder: Path, name: str) -> None:
     """S against N at the best lookahead, with measured drafts and the indifference interval."""
-    cost_models = _cost_models(records)
-    laws = list(dict.fromkeys(entry.acceptance_law for entry in records.codesign))
+    costs, laws = cost_models(records), drawn_laws(records)
     dashes = dict(zip(laws, ("-", ":")))
-    with figure(folder, name, 1, len(cost_models), (5.2 * len(cost_models), 4.1)) as (_, axes):
-        for axis, cost_model in zip(axes[0], cost_models):
+    with figure(folder, name, 1, len(costs), (5.2 * len(costs), 4.1)) as (_, axes):
+        for axis, cost_model in zip(axes[0], costs):
             heights, optimum = [0.97, 1.03], False
             handles = []
             for target, style in series(records.targets):
@@ -65,10 +34,10 @@ def draw_speedup(records: StudyRecords, folder: Path, name: str) -> None:
                 label = target_label(target.params_nonembedding)
                 handles.append(handle(label, mfc="white", **style | {"ls": "-"}))
                 for law, dash in dashes.items():
-                    solved = _of(records, target, cost_model, law)
-                    if solved is None:
+                    found = solved(records, target, cost_model, law)
+                    if found is None:
                         continue
-                    entry, landscape = solved
+                    entry, landscape = found
                     curve = landscape.curve
                     values = np.asarray(curve.speedup, float)  # a hole where the law reaches 1
                     width = 1.8 if dash == "-" else 1
@@ -82,11 +51,13 @@ def draw_speedup(records: StudyRecords, folder: Path, name: str) -> None:
                         axis.axvspan(low, high, color=colour, alpha=0.13, lw=0)
                         at = entry.draft_params, entry.speedup
                         axis.plot(*at, "*", color=colour, ms=12, mec="white")
-                    measured = _best_measured(entry)
-                    axis.plot(
-                        measured.keys(), measured.values(), **style | {"ls": "", "mfc": "white"}
+                    measured = best_measured(entry)
+                    sizes, speedups = (
+                        [d.draft_params for d in measured],
+                        [d.speedup for d in measured],
                     )
-                    heights += measured.values()
+                    axis.plot(sizes, speedups, **style | {"ls": "", "mfc": "white"})
+                    heights += speedups
             handles += [
                 handle(NAMES[law], ls=dash, lw=1.8 if dash == "-" else 1)
                 for law, dash in dashes.items()
@@ -109,18 +80,17 @@ def draw_speedup(records: StudyRecords, folder: Path, name: str) -> None:
 
 def draw_optimiser(records: StudyRecords, folder: Path, name: str) -> None:
     """The path of gradient ascent over the map of S, with the reference."""
-    cost_models = _cost_models(records)
-    law, targets = records.codesign[0].acceptance_law, records.targets
-    size = 4.9 * len(targets), 3.9 * len(cost_models)
-    with figure(folder, name, len(cost_models), len(targets), size) as (drawn, axes):
-        for row, cost_model in zip(axes, cost_models):
+    costs, law, targets = cost_models(records), drawn_laws(records)[0], records.targets
+    size = 4.9 * len(targets), 3.9 * len(costs)
+    with figure(folder, name, len(costs), len(targets), size) as (drawn, axes):
+        for row, cost_model in zip(axes, costs):
             for axis, target in zip(row, targets):
                 label = short_count(target.params_nonembedding)
                 axis.set_title(f"Target {label}, {NAMES[cost_model]}")
-                solved = _of(records, target, cost_model, law)
-                if solved is None:
+                found = solved(records, target, cost_model, law)
+                if found is None:
                     continue
-                entry, landscape = solved
+                entry, landscape = found
                 surface, path = landscape.map, landscape.path
                 grid = surface.draft_params, surface.lookahead, np.asarray(surface.speedup).T
                 shade = axis.contourf(*grid, levels=14, cmap="viridis")

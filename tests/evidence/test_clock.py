@@ -4,7 +4,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 from evidence_records import config, evidence_section, model, records
-from report_page import Page, assert_readable
+from report_page import Page, assert_charts, assert_readable
 
 from sdsl_jax.evidence import Evidence
 from sdsl_jax.evidence.clock import cells, clock
@@ -12,6 +12,7 @@ from sdsl_jax.fitting.law_files import read_fits
 from sdsl_jax.hardware import HardwareFile
 from sdsl_jax.records import RunRecord
 from sdsl_jax.report.clock_figure import draw_clock
+from sdsl_jax.report.evidence_charts import evidence_charts
 from sdsl_jax.theory import tokens_per_round
 from sdsl_jax.theory.hardware import Hardware, Load, Precision, Shape, pass_time, round_time
 
@@ -205,6 +206,7 @@ def test_the_figure_and_the_section(found, tmp_path):
     assert draw_clock(records(evidence=evidence), tmp_path, "clock")
     image = matplotlib.image.imread(tmp_path / "clock.png")
     assert (image[..., :3].std(axis=(0, 1)) > 0.05).all()
+    assert_charts(evidence_charts(records(evidence=evidence)))
     section = evidence_section(evidence, {"clock": "AAAA"})
     for text in ("On the clock", "Regret", "batch up to which speculation pays"):
         assert text in section

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 from evidence_records import BASE, config, evidence_section, model, records
-from report_page import Page, assert_readable
+from report_page import Page, assert_charts, assert_readable
 
 from sdsl_jax.evidence import Evidence
 from sdsl_jax.evidence.clock_sizes import _costs_of_sizes, _straight, clock_sizes
@@ -16,6 +16,7 @@ from sdsl_jax.fitting.law_files import read_fits
 from sdsl_jax.records import ExpectedRecord, RunRecord
 from sdsl_jax.records.documents import from_json, to_json
 from sdsl_jax.report.clock_sizes_figure import draw_clock_sizes
+from sdsl_jax.report.evidence_charts import evidence_charts
 from sdsl_jax.theory import tokens_per_round
 
 DRAFTS = (1_000, 4_000, 16_000, 64_000, 256_000, 1_024_000)
@@ -259,6 +260,7 @@ def test_the_figure_and_the_section(found, tmp_path):
     written = json.loads(json.dumps(to_json(Evidence(clock_sizes=found))))
     evidence = from_json(Evidence, written, "the file")
     assert draw_clock_sizes(records(evidence=evidence), tmp_path, "clock_sizes")
+    assert_charts(evidence_charts(records(evidence=evidence)))
     assert (tmp_path / "clock_sizes.png").stat().st_size > 10_000
     section = evidence_section(evidence, {"clock_sizes": "AAAA"})
     for text in ("How large the best draft is", "pays on the clock from a target of", "M/N*"):
