@@ -269,7 +269,7 @@ def _(best, numbers, objective):
             for name, value in numbers.items()
         },
         index=["cost", "draft size N", "training tokens D", "lookahead γ"],
-    ).T.rename_axis("1% more of this changes, in %:")
+    ).T.round(4).rename_axis("1% more of this changes, in %:")
     return (moves,)
 
 

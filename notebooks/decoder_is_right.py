@@ -275,8 +275,9 @@ def _(p_right, p_wrong, right, wrong, exact):
 @app.cell(hide_code=True)
 def _():
     mo.md("""
-    The broken decoder's errors are small. No reader of its text would notice them, and an average of
-    acceptance would not move at all, because the accept test is untouched.
+    Every outcome is still possible under the broken rule, so its text looks like any other. The
+    self-check of acceptance is blind to it too, because the accept test is untouched. Only the
+    distribution of the output tells.
 
     ## What the project's own tests add
 

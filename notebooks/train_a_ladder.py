@@ -215,7 +215,7 @@ def _(acceptance_fit, loss_fit, models, pairs):
                 label=f"{tokens / 1e3:.0f}k tokens",
             )  # fmt: skip
         axes.set(xscale="log", xlabel="draft size N (parameters)", ylabel="acceptance α (share)")
-        axes.legend(frameon=False, title="draft trained on")
+        axes.legend(frameon=False, title="draft trained on", loc="lower right")
         return Picture(
             figure,
             "Acceptance against draft size, for three numbers of training tokens. Points are "

@@ -165,7 +165,7 @@ def _(scenario):
     slopes = elasticities(scenario)
     with_target = slopes.target_params
     pandas.DataFrame(
-        {"best draft size changes by (%)": [float(x) for x in slopes]},
+        {"best draft size changes by (%)": [round(float(x), 4) for x in slopes]},
         index=["1% more target parameters", "1% more draft tokens", "1% more target tokens"],
     )
     return (with_target,)

@@ -91,7 +91,8 @@ def rendered(value: Any) -> str:
         page = value._repr_html_()
     else:
         page = f"<pre>{html.escape(repr(value))}</pre>"
-    # A blank line would end the block of HTML.
+    # The theme styles tables without a class. A blank line would end the block of HTML.
+    page = page.replace(' border="1"', "").replace(' class="dataframe"', "")
     return '<div class="output">' + re.sub(r"\n\s*\n", "\n", page) + "</div>"
 
 

@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
+
+from sdsl_jax.notebook import Picture
 
 pytest.importorskip("marimo")
 
@@ -114,3 +117,14 @@ def test_a_notebook_that_fails_says_so(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="on purpose"):
         hook.results(notebook)
     assert not list((tmp_path / "runs").glob("*.json"))
+
+
+def test_a_picture_has_a_description_and_equal_figures_give_equal_files():
+    def picture():
+        figure = Figure()
+        figure.subplots().plot([1, 2])
+        return Picture(figure, 'a "line"')
+
+    shown = picture()._repr_html_()
+    assert 'alt="a &quot;line&quot;"' in shown
+    assert shown == picture()._repr_html_()
