@@ -116,4 +116,5 @@ def test_every_page_is_in_the_navigation():
         for item in entry.values() if isinstance(entry, dict) else ():
             yield from files(item)
 
-    assert sorted(files(nav)) == sorted([*WRITTEN, *PAGES, "changelog.md"])
+    tutorials = [f"notebooks/{path.stem}.md" for path in (ROOT / "notebooks").glob("*.py")]
+    assert sorted(files(nav)) == sorted([*WRITTEN, *PAGES, *tutorials, "changelog.md"])
