@@ -159,8 +159,8 @@ def _():
     ## Fit
 
     `fit_loss` finds the loss of a model from its size and tokens, L = E + A/N^a + B/D^b.
-    `fit_acceptance` fits several acceptance laws, and ranks them by how well they predict drafts that
-    the fit did not see. Both read the tables of the study, or a CSV of your own. A real fit takes
+    `fit_acceptance` fits acceptance laws, here two of the six that it knows, and ranks them by how well
+    they predict drafts that the fit did not see. Both read the tables of the study, or a CSV of your own. A real fit takes
     hundreds of resamples; twenty are enough to see how it works.
     """)
     return
@@ -175,7 +175,9 @@ def _(records):
 
 @app.cell
 def _(records):
-    acceptance_fits = sdsl.fit_acceptance(records / "acceptance.csv", starts=4, bootstrap=20)
+    acceptance_fits = sdsl.fit_acceptance(
+        records / "acceptance.csv", laws=("logit_gap", "affine_plane"), starts=4, bootstrap=20
+    )
     acceptance_fit = acceptance_fits.fits[0]
     left_out_error = acceptance_fit.record.left_out_rmse
     acceptance_fits

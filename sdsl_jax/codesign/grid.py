@@ -24,7 +24,11 @@ from sdsl_jax.theory.serving import Design, outcome
 
 # Draft sizes of a search, and of a second one between the neighbours of the best of them: its S is
 # that of the real optimum to 6 digits.
-_SIZES, _FINER = 128, 48
+_SIZES, _FINER = 96, 128
+# Objectives this near to the best one, a logarithm, may be better between the sizes of the first search.
+_CLOSE = 1e-3
+# Lookaheads that are tried first.
+_NEAR = 16.0
 # The most draws of the laws that an interval is taken over.
 _DRAWS = 160
 # A size of which the draws say little is looked at no further ahead than this.
@@ -51,15 +55,38 @@ def search(problem: ServingProblem) -> GridOptimum:
 
     Where the draft size is no variable, the one draft is looked at alone.
     """
+    near = at_most(problem, _NEAR)
+    found = _search(near)
+    # S has one peak in γ, so a best lookahead below the last one that was tried is the best of all.
+    reached = np.asarray(found.table.design.lookahead).max() >= near.inputs.upper.lookahead
+    return _search(problem) if near is not problem and reached else found
+
+
+def at_most(problem: ServingProblem, lookahead: float) -> ServingProblem:
+    """The problem with no longer lookaheads than this one; itself where it has none."""
+    if "lookahead" not in problem.program.variables:
+        return problem
+    upper = problem.inputs.upper
+    if float(upper.lookahead) <= lookahead or float(problem.inputs.lower.lookahead) >= lookahead:
+        return problem
+    upper = upper._replace(lookahead=np.float64(lookahead))
+    return replace(problem, inputs=problem.inputs._replace(upper=upper))
+
+
+def _search(problem: ServingProblem) -> GridOptimum:
     low, high = draft_range(problem)
     sizes = np.geomspace(low, high, _SIZES) if low < high else np.asarray([low])
     table = _at_best_lookahead(problem, sizes)
     at = _best(table)
     if low < high:
-        around = sizes[max(at - 1, 0)], sizes[min(at + 1, len(sizes) - 1)]
-        sizes = np.union1d(sizes, np.geomspace(*around, _FINER)[1:-1])
-        table = _at_best_lookahead(problem, sizes)
-        at = _best(table)
+        # Each γ has a peak of its own in N: all sizes that are nearly as good are looked at again.
+        close = np.flatnonzero(table.objective <= table.objective[at] + _CLOSE)
+        ends = sizes[max(close[0] - 1, 0)], sizes[min(close[-1] + 1, _SIZES - 1)]
+        finer = np.geomspace(*ends, _FINER)[1:-1]
+        more = _at_best_lookahead(problem, finer)
+        order = np.argsort(sizes := np.concatenate([sizes, finer]))
+        table = jax.tree.map(lambda x, y: np.concatenate([x, y])[order], table, more)
+        sizes, at = sizes[order], _best(table)
     return GridOptimum(_solved(jax.tree.map(lambda x: x[at], table)), sizes, table)
 
 
@@ -147,30 +174,32 @@ class Move(NamedTuple):
     feasible: bool
 
 
-def moves(problem: ServingProblem, changed: Sequence[tuple[str, ServingProblem]]) -> list[Move]:
+def moves(
+    problem: ServingProblem, changed: Sequence[tuple[str, ServingProblem]], ahead: int = 64
+) -> list[Move]:
     """The best design after each of several changes, one at a time.
 
     Args:
       problem: The problem.
       changed: Problems that are solved instead, and how they differ, in words. Their programs have
         the variables, objective and constraints of `problem`.
+      ahead: The longest lookahead that is tried first; all are where one of the best is that long.
     """
     low, high = np.asarray([draft_range(one) for _, one in changed]).T
     share = np.linspace(0.0, 1.0, _SIZES) if (low < high).any() else np.zeros(1)
     sizes = low[:, None] * (high / low)[:, None] ** share
-    most = int(float(problem.inputs.upper.lookahead))
-    # Every second γ past 16, where S hardly moves with it.
-    ahead = np.asarray([g for g in range(1, most + 1) if g <= 16 or g % 2 == 0], float)
+    most = min(ahead, int(float(problem.inputs.upper.lookahead)))
+    lookaheads = np.arange(1.0, most + 1)
     if "lookahead" not in problem.program.variables:
-        ahead = np.asarray([float(problem.inputs.fixed.lookahead)])
+        lookaheads = np.asarray([float(problem.inputs.fixed.lookahead)])
     inputs: Any = jax.tree.map(
         lambda *leaves: np.stack([np.asarray(x, float) for x in leaves]),
         *[in_numpy(one.inputs) for _, one in changed],
     )
     wide = jax.tree.map(lambda x: x[:, None, None], (inputs.serving, inputs.fixed))
-    design = wide[1]._replace(draft_params=sizes[:, :, None], lookahead=ahead)
+    design = wide[1]._replace(draft_params=sizes[:, :, None], lookahead=lookaheads)
     # One matrix product weighs the metrics of all problems: their weights are the same.
-    first = ProgramInputs(
+    together = ProgramInputs(
         wide[0],
         inputs.fixed,
         inputs.lower,
@@ -178,15 +207,14 @@ def moves(problem: ServingProblem, changed: Sequence[tuple[str, ServingProblem]]
         inputs.weights[0],
         np.ones_like(inputs.limits[0]),
     )
-    table = evaluate(problem.program, first, design)
+    table = evaluate(problem.program, together, design)
     table = table._replace(constraints=table.constraints - np.log(inputs.limits)[:, None, None, :])
-    flat = jax.tree.map(
-        lambda x: x.reshape(len(changed), x.shape[1] * x.shape[2], *x.shape[3:]), table
-    )
     found = []
+    designs = table.objective.shape[1] * table.objective.shape[2]
     for i, (change, one) in enumerate(changed):
-        row = jax.tree.map(lambda x, i=i: x[i], flat)
-        best = jax.tree.map(lambda x: x[_best(row)], row)  # noqa: B023
+        row = jax.tree.map(lambda x, i=i: x[i].reshape(designs, *x.shape[3:]), table)
+        at = _best(row)
+        best = jax.tree.map(lambda x, at=at: x[at], row)
         found.append(
             Move(
                 change,
@@ -196,7 +224,9 @@ def moves(problem: ServingProblem, changed: Sequence[tuple[str, ServingProblem]]
                 bool(best.allowed),
             )
         )
-    return found
+    longest = max(move.lookahead for move in found)
+    everything = int(float(problem.inputs.upper.lookahead))
+    return moves(problem, changed, everything) if most == longest < everything else found
 
 
 def with_serving(problem: ServingProblem, **changes: Any) -> ServingProblem:

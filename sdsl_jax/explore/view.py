@@ -49,6 +49,8 @@ _PARTS = {"draft": "draft steps", "verify": "verification", "overhead": "other o
 # Overheads of a device, which an engine may halve.
 _OVERHEADS = ("pass", "layer", "matrix", "wide", "token", "logit", "round")
 _LOGITS, _DIGITS = 0.25, 5
+# After a change the best lookahead is first looked for up to here, or twice as far as before.
+_LEAST_AHEAD = 12
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ def view(
         pays=pays,
         numbers=numbers,
         datasets=datasets,
-        moves=_moves(choices, state, problem, best),
+        moves=_moves(state, problem, best),
         candidates=_candidates(comparison.candidates, comparison.published),
         command=command(choices.flags(state)),
         engines=engines,
@@ -335,34 +337,36 @@ def _round(of_round: Any, step: float, tokens: float) -> list[dict[str, Any]]:
 
 
 def _moves(
-    choices: Choices,
     state: State,
     problem: ServingProblem,
     best: GridOptimum,
 ) -> list[tuple[str, str, str, str]]:
     """The best design after each change, those that move S most first; the unchanged one on top."""
 
-    def other(**changes: Any) -> ServingProblem:
-        return problem_of(choices, dataclasses.replace(state, **changes))
+    config = problem.config
+
+    def other(section: str, **changes: Any) -> ServingProblem:
+        changed = dataclasses.replace(getattr(config, section), **changes)
+        return build(dataclasses.replace(config, **{section: changed}))
 
     hardware = problem.inputs.serving.hardware
     halved = {f"{name}_seconds": getattr(hardware, f"{name}_seconds") / 2 for name in _OVERHEADS}
     changed: list[tuple[str, Any]] = [
-        ("batch × 4", other(batch=4 * state.batch)),
-        ("context × 4", other(context=4 * state.context)),
-        ("devices × 2", other(devices=2 * state.devices)),
-        ("draft trained on 10 × the tokens", other(draft_tokens=10 * state.draft_tokens)),
-        ("target trained on 10 × the tokens", other(target_tokens=10 * state.target_tokens)),
-        ("target weights of half the bytes", other(weight_bytes=state.weight_bytes / 2)),
+        ("batch × 4", other("workload", batch=4 * state.batch)),
+        ("context × 4", other("workload", context=4 * state.context)),
+        ("devices × 2", other("hardware", devices=2 * config.hardware.devices)),
+        ("draft trained on 10 × the tokens", other("draft", tokens=10 * state.draft_tokens)),
+        ("target trained on 10 × the tokens", other("target", tokens=10 * state.target_tokens)),
+        ("target weights of half the bytes", other("target", weight_bytes=state.weight_bytes / 2)),
         ("memory bandwidth × 1.5", {"bytes_per_second": hardware.bytes_per_second * 1.5}),
         ("arithmetic × 1.5", {"flops_per_second": hardware.flops_per_second * 1.5}),
         ("overheads halved", halved),
     ]
     if state.prefill == "here":
-        changed.append(("prefill elsewhere", other(prefill="elsewhere")))
+        changed.append(("prefill elsewhere", other("workload", prefill="elsewhere")))
     if state.acceptance_law == MEASURED:
         higher = min(0.98, state.acceptance + 0.05)
-        changed.append((f"α = {higher:.2f}", other(acceptance=higher)))
+        changed.append((f"α = {higher:.2f}", other("draft", acceptance=higher)))
     else:
         law = problem.inputs.serving.acceptance_law
         raised = {"level": _LOGITS, "C": 0.05}
@@ -381,7 +385,10 @@ def _moves(
         for words, one in changed
     ]
     now = float(best.solved.outcome.speedup)
-    rows = sorted(moves(problem, problems), key=lambda row: -abs(math.log(row.speedup / now)))
+    ahead = max(_LEAST_AHEAD, 2 * int(best.solved.design.lookahead))
+    rows = sorted(
+        moves(problem, problems, ahead), key=lambda row: -abs(math.log(row.speedup / now))
+    )
     own = best.solved.design
     first = (
         "as set",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -131,8 +132,9 @@ def fit_acceptance_laws(
     weights: Float[np.ndarray, "draws n"],
     seed: int,
     basis: str,
+    laws: Sequence[str] = (),
 ) -> list[LawFit]:
-    """Fits every acceptance law, the best by left-out draft sizes first.
+    """Fits acceptance laws, the best by left-out draft sizes first.
 
     Args:
       table: Measured pairs.
@@ -140,10 +142,16 @@ def fit_acceptance_laws(
       weights: Bootstrap weights of the rows.
       seed: Seed of the starts.
       basis: What the resamples are.
+      laws: Names of the laws to fit; all if empty.
 
     Raises:
-      SdslError: The table has too few draft sizes, or one acceptance only.
+      SdslError: There is no such law, the table has too few draft sizes, or one acceptance only.
     """
+    for name in laws:
+        require(
+            name in ACCEPTANCE_FORMS,
+            f"there is no acceptance law {name!r}; known are {', '.join(ACCEPTANCE_FORMS)}.",
+        )
     sizes = table.draft_sizes
     require(
         len(set(sizes)) >= 3,
@@ -170,7 +178,8 @@ def fit_acceptance_laws(
                 # the others away.
                 groups=sizes,
             )
-            for form in ACCEPTANCE_FORMS.values()
+            for name, form in ACCEPTANCE_FORMS.items()
+            if name in (laws or ACCEPTANCE_FORMS)
         ]
     runs, few = len(np.unique(table.target_run)), list[FitWarning]()
     if runs < FEW_TARGETS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -158,13 +158,14 @@ def fit_acceptance(
     skip_incomplete: bool = False,
     loss_unit: tables.LossUnit = "nats",
     objective: str = "",
+    laws: Sequence[str] = (),
     huber_delta: float = 0.02,
     starts: int = 64,
     bootstrap: int = 1000,
     confidence: float = 0.9,
     seed: int = 0,
 ) -> AcceptanceFits:
-    """Fits every acceptance law to a table of pairs of draft and target.
+    """Fits acceptance laws to a table of pairs of draft and target, the best first.
 
     Args:
       table: Path to a CSV, a pandas DataFrame, or a list of dictionaries; one row per pair, with
@@ -180,6 +181,7 @@ def fit_acceptance(
       loss_unit: Unit of the losses, per token.
       objective: Drafts to fit, by what they were trained for, "text" for the text alone; needed
         where the records mix them.
+      laws: Names of the laws to fit, such as ("logit_gap", "affine_plane"); all if empty.
       huber_delta: Residual in α at which the Huber loss turns linear.
       starts: Number of descents, each from another start.
       bootstrap: Number of resamples of whole training runs, of drafts and of targets.
@@ -187,7 +189,7 @@ def fit_acceptance(
       seed: Seed of starts and resamples.
 
     Raises:
-      SdslError: The table cannot be read, or does not determine the laws.
+      SdslError: The table cannot be read or does not determine the laws, or there is no such law.
     """
     config = _settings(
         seed,
@@ -208,7 +210,7 @@ def fit_acceptance(
     doubts = table_warnings.pair_table_warnings(pairs, read.lines)
     basis = f"bootstrap over training runs of drafts and of targets, {bootstrap} draws"
     weights = pair_resamples(pairs, bootstrap, seed)
-    fits = fit_acceptance_laws(pairs, config, weights, seed, basis)
+    fits = fit_acceptance_laws(pairs, config, weights, seed, basis, laws)
     valid = {
         f"{role}_{name}": tables.span(getattr(getattr(pairs, role), name))
         for role in ("draft", "target")

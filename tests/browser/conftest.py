@@ -3,7 +3,10 @@
 import os
 import shutil
 import subprocess
+import tempfile
+from pathlib import Path
 
+import filelock
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -11,13 +14,23 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if "browser" in item.path.parts:
+        # The slow ones run with the slow tests, whose study they open.
+        if "browser" in item.path.parts and not item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.browser)
 
 
 @pytest.fixture(scope="session")
 def chromium():
     """Path of Chromium; the tests are skipped, with the reason, where there is none."""
+    # One process of the run installs it, and the others wait.
+    with filelock.FileLock(Path(tempfile.gettempdir(), "sdsl-tests-chromium.lock")):
+        found = _found()
+    if found is None:
+        pytest.skip("no Chromium is installed")
+    return found
+
+
+def _found():
     found = next(filter(None, map(shutil.which, NAMES)), None)
     if found is None and os.environ.get("CI") == "true":
         quiet = {"check": False, "stdout": subprocess.DEVNULL}
@@ -28,8 +41,6 @@ def chromium():
             **quiet,
         )
         found = shutil.which("chromium")
-    if found is None:
-        pytest.skip("no Chromium is installed")
     return found
 
 

@@ -185,6 +185,8 @@ def test_acceptance_laws_recover_their_coefficients(name):
     pairs = pair_table(table, rows, "teacher_forced_samples")
     weights = bootstrap_weights(len(table), 20, 0)[:, pairs.draft_model]
     fits = fit_acceptance_laws(pairs, CONFIG, weights, 0, "test")
+    (alone,) = fit_acceptance_laws(pairs, CONFIG, weights, 0, "test", laws=(name,))
+    assert alone.record == next(f.record for f in fits if f.record.law == name)
     # A gap is a plane with equal slopes: where the truth is a gap, both predict it.
     assert name in [made.record.law for made in fits[: 2 if name == "logit_gap" else 1]]
     made = next(f for f in fits if f.record.law == name)
