@@ -149,6 +149,12 @@ class Comparison:
     named: ComparedDraft | None
     optimum: ComparedDraft
 
+    @property
+    def longest(self) -> int:
+        """The longest lookahead among them."""
+        rows = [*self.candidates, *self.published, self.optimum]
+        return max(row.lookahead for row in [*rows, *([self.named] if self.named else [])])
+
 
 def compare(problem: ServingProblem, solved: Solved, design: Design) -> Comparison:
     """Candidates, published models and the named draft, all else as in a design.

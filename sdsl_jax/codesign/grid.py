@@ -25,6 +25,8 @@ from sdsl_jax.theory.serving import Design, outcome
 # Draft sizes of a search, and of a second one between the neighbours of the best of them: its S is
 # that of the real optimum to 6 digits.
 _SIZES, _FINER = 96, 128
+# Of a change S is known to 3 digits.
+_SIZES_OF_A_MOVE = 64
 # Objectives this near to the best one, a logarithm, may be better between the sizes of the first search.
 _CLOSE = 1e-3
 # Lookaheads that are tried first.
@@ -177,7 +179,7 @@ class Move(NamedTuple):
 def moves(
     problem: ServingProblem, changed: Sequence[tuple[str, ServingProblem]], ahead: int = 64
 ) -> list[Move]:
-    """The best design after each of several changes, one at a time.
+    """The best design after each of several changes, one at a time; its S to 3 digits.
 
     Args:
       problem: The problem.
@@ -186,7 +188,7 @@ def moves(
       ahead: The longest lookahead that is tried first; all are where one of the best is that long.
     """
     low, high = np.asarray([draft_range(one) for _, one in changed]).T
-    share = np.linspace(0.0, 1.0, _SIZES) if (low < high).any() else np.zeros(1)
+    share = np.linspace(0.0, 1.0, _SIZES_OF_A_MOVE) if (low < high).any() else np.zeros(1)
     sizes = low[:, None] * (high / low)[:, None] ** share
     most = min(ahead, int(float(problem.inputs.upper.lookahead)))
     lookaheads = np.arange(1.0, most + 1)

@@ -23,17 +23,5 @@ def _(explorer, mo, page):
     return
 
 
-@app.cell
-def _(explorer, page):
-    # Runs again whenever the browser asks.
-    question = page.value.get("question")
-    if question:
-        page.answer = {
-            "number": question["number"],
-            "view": explorer.answer(question["state"]),
-        }
-    return
-
-
 if __name__ == "__main__":
     app.run()

@@ -14,14 +14,10 @@ _GLUE = """
 export default {
   render({ model, el }) {
     let count = 0, resolve = () => {};
-    model.on("change:answer", () => {
-      const { number, view } = model.get("answer");
-      if (number === count) resolve(view);
-    });
+    model.on("msg:custom", ({ number, view }) => { if (number === count) resolve(view); });
     explorer(el, model.get("setup"), (state) => new Promise((done) => {
       resolve = done;
-      model.set("question", { number: ++count, state });
-      model.save_changes();
+      model.send({ number: ++count, state });
     }));
   },
 };
@@ -31,17 +27,22 @@ export default {
 class ExplorerWidget(anywidget.AnyWidget):
     """Controls, charts and tables of an explorer.
 
+    Questions and answers are messages: as traits of the widget they would run cells again and take
+    twice as long.
+
     Attributes:
       setup: What the page is built from; see `Explorer.setup`.
-      question: Number and state of the browser's last question.
-      answer: The same number, and the view of that state.
     """
 
     _esm = "\n".join([library(), part("explorer.js"), _GLUE])
     _css = part("explorer.css")
     setup: Any = traitlets.Dict().tag(sync=True)
-    question: Any = traitlets.Dict().tag(sync=True)
-    answer: Any = traitlets.Dict().tag(sync=True)
 
     def __init__(self, explorer: Explorer):
         super().__init__(setup=explorer.setup())
+        self._explorer = explorer
+        self.on_msg(self._answer)
+
+    def _answer(self, widget: Any, question: Any, buffers: Any) -> None:
+        view = self._explorer.answer(question.get("state"))
+        self.send({"number": question.get("number"), "view": view})
