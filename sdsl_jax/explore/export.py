@@ -16,6 +16,7 @@ from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.records import write_text
 from sdsl_jax.report.html import environment
 from sdsl_jax.report.vega import library, script_json
+from sdsl_jax.user_files import reading
 
 # The largest page that mail programs and browsers take without complaint.
 LARGEST = 8e6
@@ -68,10 +69,14 @@ def export(
       Number of states.
 
     Raises:
-      SdslError: The grid names what is no control or not offered, has more than 2,000 states, or the
-        page is larger than 8 MB or cannot be written.
+      SdslError: The grid names what is no control or not offered, has more than 2,000 states, the
+        page is larger than 8 MB or cannot be written, or another file is in its place.
     """
     require(path.suffix == ".html", f"cannot write {path}: its name must end in .html.")
+    require(
+        not path.exists() or _is_ours(path),
+        f"{path} is no page of sdsl explore; it is not replaced: give another name.",
+    )
     controls = _controls(explorer.choices, grid or default_grid(explorer.choices))
     states = list(itertools.product(*(one.values for one in controls)))
     require(
@@ -107,6 +112,12 @@ def export(
     )
     write_text(path, page)
     return len(states)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is a page that this module wrote."""
+    with reading(path), path.open("rb") as file:
+        return b'content="sdsl_jax explore"' in file.read(1000)
 
 
 def _controls(choices: Choices, grid: Mapping[str, Sequence[Any]]) -> list[Control]:

@@ -107,9 +107,13 @@ def test_a_page_is_complete_and_in_the_order_that_it_is_read(explorer, tmp_path)
         state = dict(zip((c["name"] for c in controls), values))
         expected = explorer.view(state, page.FEWER_COLUMNS).to_json()
         assert setup["views"][index]["numbers"] == [list(x) for x in expected["numbers"]]
-    other = tmp_path / "again.html"
-    page.export(explorer, other, grid)
-    assert other.read_bytes() == path.read_bytes()
+    first = path.read_bytes()
+    page.export(explorer, path, grid)
+    assert path.read_bytes() == first
+    other = tmp_path / "mine.html"
+    other.write_text("<title>mine</title>")
+    with pytest.raises(SdslError, match="not replaced"):
+        page.export(explorer, other, grid)
 
 
 def test_names_cannot_close_a_script(tmp_path):
