@@ -44,7 +44,7 @@ def explore(
     from sdsl_jax.explore.explorer import Explorer
 
     console = standard_console()
-    flags = {name: value for name, value in vars(problem).items() if value not in (None, (), False)}
+    flags = {n: v for n, v in vars(problem).items() if not (v is None or v is False or v == ())}
     require(
         not grid or export is not None,
         "--grid names what a file holds; it belongs to --export PAGE.html.",

@@ -25,8 +25,8 @@ from sdsl_jax.theory.serving import Design, outcome
 # Draft sizes of a search, and of a second one between the neighbours of the best of them: its S is
 # that of the real optimum to 6 digits.
 _SIZES, _FINER = 96, 128
-# Of a change S is known to 3 digits.
-_SIZES_OF_A_MOVE = 64
+# The same of a change.
+_SIZES_OF_A_MOVE, _FINER_OF_A_MOVE = 64, 24
 # Objectives this near to the best one, a logarithm, may be better between the sizes of the first search.
 _CLOSE = 1e-3
 # Lookaheads that are tried first.
@@ -179,7 +179,7 @@ class Move(NamedTuple):
 def moves(
     problem: ServingProblem, changed: Sequence[tuple[str, ServingProblem]], ahead: int = 64
 ) -> list[Move]:
-    """The best design after each of several changes, one at a time; its S to 3 digits.
+    """The best design after each of several changes, one at a time.
 
     Args:
       problem: The problem.
@@ -190,16 +190,49 @@ def moves(
     low, high = np.asarray([draft_range(one) for _, one in changed]).T
     share = np.linspace(0.0, 1.0, _SIZES_OF_A_MOVE) if (low < high).any() else np.zeros(1)
     sizes = low[:, None] * (high / low)[:, None] ** share
-    most = min(ahead, int(float(problem.inputs.upper.lookahead)))
+    everything = int(float(problem.inputs.upper.lookahead))
+    most = min(ahead, everything)
     lookaheads = np.arange(1.0, most + 1)
     if "lookahead" not in problem.program.variables:
         lookaheads = np.asarray([float(problem.inputs.fixed.lookahead)])
+    best = _best_of_each(problem, [one for _, one in changed], sizes[:, :, None], lookaheads)
+    if most == max(int(one.design.lookahead) for one in best) < everything:
+        return moves(problem, changed, everything)
+    if len(share) > 1:
+        # Between the neighbours of the best size, at its lookahead.
+        own = np.asarray([float(one.design.draft_params) for one in best])
+        step = (high / low) ** (share[1] - share[0])
+        ends = np.maximum(own / step, low), np.minimum(own * step, high)
+        finer = np.geomspace(*ends, _FINER_OF_A_MOVE, axis=1)
+        at = np.asarray([float(one.design.lookahead) for one in best])
+        best = _best_of_each(
+            problem, [one for _, one in changed], finer[:, :, None], at[:, None, None]
+        )
+    return [
+        Move(
+            change,
+            one.sizes.stated(found.design, "draft_params"),
+            int(found.design.lookahead),
+            float(found.outcome.speedup),
+            bool(found.allowed),
+        )
+        for (change, one), found in zip(changed, best)
+    ]
+
+
+def _best_of_each(
+    problem: ServingProblem,
+    problems: Sequence[ServingProblem],
+    sizes: Float[np.ndarray, "P N 1"],
+    lookaheads: np.ndarray,
+) -> list[Evaluated]:
+    """The best design of each of P problems among draft sizes and lookaheads, in one evaluation."""
     inputs: Any = jax.tree.map(
         lambda *leaves: np.stack([np.asarray(x, float) for x in leaves]),
-        *[in_numpy(one.inputs) for _, one in changed],
+        *[in_numpy(one.inputs) for one in problems],
     )
     wide = jax.tree.map(lambda x: x[:, None, None], (inputs.serving, inputs.fixed))
-    design = wide[1]._replace(draft_params=sizes[:, :, None], lookahead=lookaheads)
+    design = wide[1]._replace(draft_params=sizes, lookahead=lookaheads)
     # One matrix product weighs the metrics of all problems: their weights are the same.
     together = ProgramInputs(
         wide[0],
@@ -211,24 +244,13 @@ def moves(
     )
     table = evaluate(problem.program, together, design)
     table = table._replace(constraints=table.constraints - np.log(inputs.limits)[:, None, None, :])
-    found = []
     designs = table.objective.shape[1] * table.objective.shape[2]
-    for i, (change, one) in enumerate(changed):
+    best = []
+    for i in range(len(problems)):
         row = jax.tree.map(lambda x, i=i: x[i].reshape(designs, *x.shape[3:]), table)
         at = _best(row)
-        best = jax.tree.map(lambda x, at=at: x[at], row)
-        found.append(
-            Move(
-                change,
-                one.sizes.stated(best.design, "draft_params"),
-                int(best.design.lookahead),
-                float(best.outcome.speedup),
-                bool(best.allowed),
-            )
-        )
-    longest = max(move.lookahead for move in found)
-    everything = int(float(problem.inputs.upper.lookahead))
-    return moves(problem, changed, everything) if most == longest < everything else found
+        best.append(jax.tree.map(lambda x, at=at: x[at], row))
+    return best
 
 
 def with_serving(problem: ServingProblem, **changes: Any) -> ServingProblem:

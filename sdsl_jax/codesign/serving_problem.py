@@ -19,7 +19,7 @@ from sdsl_jax.config.codesign_problem import (
     ProblemConfig,
     TargetConfig,
 )
-from sdsl_jax.counts import short_count
+from sdsl_jax.counts import short_bytes, short_count
 from sdsl_jax.errors import require
 from sdsl_jax.fitting.law_files import LoadedLaw, load_law
 from sdsl_jax.hardware import HardwareFile, load_hardware
@@ -446,6 +446,6 @@ def _memory_error(smallest: Memory, variables: Collection[str]) -> str:
     enough = f"; {smallest.smallest_devices} would do" if smallest.smallest_devices else ""
     return (
         f"the models do not fit on {smallest.devices} device{'s' * (smallest.devices > 1)}: weights and caches of {what} "
-        f"take {smallest.per_device_bytes / 1e9:.3g} GB of each device, of whose {smallest.capacity_bytes / 1e9:.3g} GB "
+        f"take {short_bytes(smallest.per_device_bytes)} of each device, of whose {short_bytes(smallest.capacity_bytes)} "
         f"{MEMORY_SHARE:.0%} can be used{enough}; times are computed as if they fitted"
     )

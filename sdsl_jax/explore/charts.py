@@ -274,7 +274,7 @@ def _schedule() -> dict[str, Any]:
 
 def _round() -> dict[str, Any]:
     """The time of a round, by part, beside that of the target alone."""
-    parts = ["draft steps", "verification", "other overheads", "plain decoding"]
+    parts = ["drafting", "verification", "overheads", "plain decoding"]
     return {
         "description": "Bars of the milliseconds of a speculative round by part, and of the target alone for as many tokens.",
         "height": 92,
@@ -297,7 +297,7 @@ def _round() -> dict[str, Any]:
                 "field": "part",
                 "type": "nominal",
                 "scale": {"domain": parts, "range": [_ORANGE, _BLUE, "#999999", "#bbbbbb"]},
-                "legend": {"title": None, "orient": "bottom", "columns": 2},
+                "legend": {"title": None, "orient": "bottom", "columns": 2, "columnPadding": 8},
             },
             "order": {"field": "part_order", "type": "quantitative"},
             "tooltip": _tooltip(

@@ -12,30 +12,38 @@ const make = (tag, attributes = {}, ...children) => {
 
 const CAPTIONS = {
   map: "Speed-up over draft size and lookahead. Star: the best design. Diamonds: candidates. Outlined: within 1% of the best. White: does not fit in memory.",
-  curve: "Speed-up against draft size, each at its best lookahead. Green: sizes within 1% and 5% of the best. Band: 90% interval, where the laws have one.",
+  curve: "Speed-up against draft size, each at its best lookahead. Green: sizes within 1% and 5% of the best. Band: 90% interval over draws of the laws, where they have any; the device is taken as known.",
   schedule: "Best lookahead by batch and context with the best draft, while decoding. 0: do not speculate. ×: does not fit in memory.",
   round: "Time of one round by part, and of the target alone for as many tokens.",
 };
 const TITLES = { map: "Where is it fast?", curve: "How much does the size matter?", schedule: "How far at which load?", round: "Where does the time go?" };
 
-// Values of the address that the page knows; anything else in it is left alone.
+// What the address says: values of the page's controls, and names that are none.
 const fromHash = (names) => {
-  const pairs = new URLSearchParams(location.hash.slice(1));
-  return Object.fromEntries([...pairs].filter(([name]) => names.includes(name)));
+  const pairs = [...new URLSearchParams(location.hash.slice(1))];
+  return {
+    values: Object.fromEntries(pairs.filter(([name]) => names.includes(name))),
+    unknown: pairs.map(([name]) => name).filter((name) => !names.includes(name)),
+  };
 };
+const unknownNames = (unknown) =>
+  unknown.length ? `The address names ${unknown.join(", ")}, which is no control of this page.` : "";
+// 1 sequence, 2 sequences.
+const withUnit = (label, unit) => [label, label === "1" ? unit.replace(/s$/, "") : unit].join(" ").trim();
 
 export function explorer(root, setup, ask) {
   const inputs = {};
   const names = setup.controls.map((control) => control.name);
   const start = setup.state;
-  let state = { ...start, ...fromHash(names) };
+  let asked = fromHash(names);
+  let state = { ...start, ...asked.values }, note = unknownNames(asked.unknown);
 
   // ---- controls
   const slider = (control, id) => {
     const input = make("input", { type: "range", id, min: 0, max: control.values.length - 1, step: 1 });
     const shown = make("output", { for: id });
     const label = () => {
-      shown.textContent = control.labels[input.value] + (control.unit ? ` ${control.unit}` : "");
+      shown.textContent = withUnit(control.labels[input.value], control.unit);
       input.setAttribute("aria-valuetext", shown.textContent);
     };
     input.addEventListener("input", () => { label(); changed(control.name, control.values[input.value]); });
@@ -85,7 +93,9 @@ export function explorer(root, setup, ask) {
   const showControls = () => {
     for (const control of setup.controls) {
       inputs[control.name].set(state[control.name]);
-      if (control.only_with) inputs[control.name].element.hidden = state[control.only_with[0]] !== control.only_with[1];
+      const { only_with: needed, without } = control;
+      inputs[control.name].element.hidden = Boolean(
+        (needed && state[needed[0]] !== needed[1]) || (without && state[without[0]] === without[1]));
       if (control.name === "engine") {
         const known = ["", ...(setup.engines[state.hardware] ?? [])];
         for (const option of inputs.engine.element.querySelectorAll("option")) option.hidden = option.disabled = !known.includes(option.value);
@@ -126,7 +136,7 @@ export function explorer(root, setup, ask) {
   const warnings = make("ul");
   const panel = (title, ...children) => make("section", { class: "panel" }, make("h2", {}, title), ...children);
   const movesTable = table("The best design after one change, by how much S moves", ["change", "draft", "γ", "S"], moves);
-  const candidatesTable = table("Candidates and published models in the draft's place, each at its best lookahead", ["draft", "γ", "α", "S", "lost"], candidates);
+  const candidatesTable = table("Candidates and published models in the draft's place, each at its best lookahead. Published models have shapes of their own.", ["draft", "γ", "α", "S", "lost"], candidates);
   const answerArea = make("div", { class: "answer" }, error, verdict, numbers, make("div", { class: "charts" }, ...figures),
     make("div", { class: "panels" }, panel("What would move the choice?", movesTable), panel("Other drafts", candidatesTable)),
     panel("Take it with you", copied("The same answer on the command line", command), engines),
@@ -177,22 +187,32 @@ export function explorer(root, setup, ask) {
     do {
       waiting = false;
       const began = performance.now();
-      const asked = state;
+      const question = state;
       try {
-        const view = await ask(asked);
-        error.hidden = !view.error;
-        error.textContent = view.error ?? "";
+        const view = await ask(question);
+        const said = [note, view.note, view.error].filter(Boolean).join(" ");
+        error.hidden = !said;
+        error.textContent = said;
         if (!view.error) await show(view);
+        // A page of a few states says which one it shows.
+        if (view.held && question === state) { state = { ...state, ...view.held }; showControls(); }
+        note = "";
       } catch (problem) {
         error.hidden = false;
         error.textContent = String(problem.message ?? problem);
       }
       root.dataset.milliseconds = (performance.now() - began).toFixed(0);
-      root.dataset.answered = JSON.stringify(asked);
+      root.dataset.answered = JSON.stringify(question === state ? question : state);
     } while (waiting);
     asking = false;
   };
-  addEventListener("hashchange", () => { state = { ...start, ...fromHash(names) }; showControls(); answer(); });
+  addEventListener("hashchange", () => {
+    asked = fromHash(names);
+    state = { ...start, ...asked.values };
+    note = unknownNames(asked.unknown);
+    showControls();
+    answer();
+  });
   showControls();
   return answer();
 }

@@ -20,7 +20,7 @@ from sdsl_jax.hardware import known_hardware, load_hardware
 from sdsl_jax.theory import PUBLISHED_ACCEPTANCE_LAWS, PUBLISHED_LOSS_LAWS
 
 # Flags of `sdsl codesign` that a control of the page sets, other than by their own names.
-_OWN = ("acceptance", "candidates", "overlapped", "draft", "objective", "variables", "constraint")
+_OWN = ("acceptance", "candidates", "overlapped")
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,21 @@ class Explorer:
         Raises:
           SdslError: A value is not allowed, or a law or device cannot be loaded.
         """
-        given = {name: value for name, value in flags.items() if value not in (None, (), False)}
+        given = {n: v for n, v in flags.items() if not (v is None or v is False or v == ())}
         for name in ("file", "objective", "variables", "constraint"):
             require(
                 name not in given,
-                f"an explorer takes no {name.replace('_', ' ')}; it shows the fastest design. Use sdsl codesign for others.",
+                f"an explorer takes no {name}; it shows the fastest design. Use sdsl codesign for others.",
             )
+        require(
+            "draft" not in given,
+            "an explorer looks at drafts of every size; to compare one that you have, give its size as --candidates.",
+        )
         choices = _choices(given)
         names = set(State.__dataclass_fields__)
         config = ProblemFlags(**{"target_params": 70e9, "devices": 4, **given}).config()
+        # An engine that the device does not have is refused in the words of sdsl codesign.
+        load_hardware(config.hardware.name, config.hardware.engine)
         start = State(
             target_params=config.target.params,
             target_tokens=config.target.tokens,
@@ -128,6 +134,7 @@ class Explorer:
                     "labels": list(one.labels),
                     "form": one.form,
                     "only_with": one.only_with,
+                    "without": one.without,
                 }
                 for one in (self.choices.controls() if controls is None else controls)
             ],

@@ -10,7 +10,7 @@ from typing import Any
 
 from sdsl_jax.errors import require
 from sdsl_jax.explore.explorer import Explorer, part
-from sdsl_jax.explore.state import Choices, Control, written
+from sdsl_jax.explore.state import Choices, Control, digits, written
 from sdsl_jax.explore.view import FEWER_COLUMNS
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.records import write_text
@@ -137,6 +137,8 @@ def _controls(choices: Choices, grid: Mapping[str, Sequence[Any]]) -> list[Contr
         values = list(dict.fromkeys(getattr(state, name) for state in states))
         labels = [dict(zip(one.values, one.labels)).get(value) for value in values]
         shown = Control(name, one.label, one.unit, one.group, tuple(values)).labels
+        if one.group == "Load" and one.unit:
+            shown = digits(values)
         controls.append(
             dataclasses.replace(
                 one,
@@ -150,13 +152,14 @@ def _controls(choices: Choices, grid: Mapping[str, Sequence[Any]]) -> list[Contr
 def _note(explorer: Explorer, controls: Sequence[Control]) -> str:
     """What the page holds fixed, in words."""
     moved = {one.name for one in controls}
-    start = explorer.choices.start.texts()
-    held = [
-        f"{one.label.lower()} {start[one.name]} {one.unit}".strip()
-        for one in explorer.choices.controls()
-        if one.name not in moved and one.only_with is None and start[one.name]
-    ]
+    start, held = explorer.choices.start, []
+    for one in explorer.choices.controls():
+        value = getattr(start, one.name)
+        if one.name in moved or one.only_with is not None or value in ("", ()):
+            continue
+        label = dict(zip(one.values, one.labels)).get(value, written(value))
+        held.append(f"{one.label.lower()}: {label}")
     return (
-        "Made with sdsl_jax. This page needs no network. It holds the answers for the values of its controls; "
-        f"fixed here: {', '.join(held)}."
+        "Made with sdsl_jax. This page needs no network. It holds the answers for the values of its controls. "
+        f"Fixed here: {'; '.join(held)}."
     )

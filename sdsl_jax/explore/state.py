@@ -83,6 +83,7 @@ class Control:
       labels: How each of them is shown.
       form: "slider", "choice" or "sizes", a text of several counts.
       only_with: (name, value) of the choice of another control with which alone it means something.
+      without: (name, value) with which it means nothing.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Control:
     labels: tuple[str, ...] = ()
     form: str = "slider"
     only_with: tuple[str, str] | None = None
+    without: tuple[str, str] | None = None
 
     def __post_init__(self):
         if not self.labels:
@@ -110,6 +112,11 @@ def steps(low: float, high: float, digits: Sequence[float]) -> tuple[float, ...]
 def doublings(low: float, high: float) -> tuple[float, ...]:
     """`low` and its doublings, up to `high`."""
     return tuple(low * 2**k for k in range(round(math.log2(high / low)) + 1))
+
+
+def digits(values: Sequence[float]) -> tuple[str, ...]:
+    """Numbers with all their digits: 2,048."""
+    return tuple(f"{value:,.0f}" for value in values)
 
 
 _FINE = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
@@ -181,7 +188,13 @@ class Choices:
         target, draft, device, load = "Target", "Draft", "Devices", "Load"
         laws = tuple(self.acceptance_laws)
         candidates = Control(
-            "candidates", "Candidates to compare", "parameters", draft, (), form="sizes"
+            "candidates",
+            "Candidates to compare",
+            "parameters",
+            draft,
+            (),
+            form="sizes",
+            without=measured,
         )
         precision = ("4 bits", "8 bits", "16 bits", "32 bits")
 
@@ -217,8 +230,8 @@ class Choices:
                 labels=("overheads of the device", *engines),
             ),
             Control("devices", "Devices for the target", "devices", device, self.devices),
-            Control("batch", "Batch", "sequences", load, self.batches),
-            Control("context", "Context", "tokens", load, self.contexts),
+            Control("batch", "Batch", "sequences", load, self.batches, digits(self.batches)),
+            Control("context", "Context", "tokens", load, self.contexts, digits(self.contexts)),
             choice("prefill", "Prefill", load, ("here", "elsewhere")),
         ]
         return [one for one in every if len(one.values) != 1]
@@ -299,6 +312,10 @@ _DEFAULTS = {
 }
 
 
+# Units of what is counted one by one.
+_WHOLE = ("sequences", "devices")
+
+
 def _read(control: Control, text: str) -> Any:
     """The value of a control that a text names."""
     if control.form == "sizes":
@@ -310,11 +327,19 @@ def _read(control: Control, text: str) -> Any:
         )
         return sizes
     if control.values and isinstance(control.values[0], str):
-        require(text in control.values, f"{control.label} has no choice {text!r}.")
+        known = ", ".join(value for value in control.values if value)
+        require(
+            text in control.values,
+            f"{control.label} has no choice {text!r}; it must be one of {known}.",
+        )
         return text
     value = read_count(text) if control.unit else read_number(text)
     low, high = control.values[0], control.values[-1]
     if value is None or not low <= value <= high:
         shown = f"{control.labels[0]} to {control.labels[-1]}"
         raise SdslError(f"{control.label} is {text!r}; it must be a number from {shown}.")
+    require(
+        control.unit not in _WHOLE or value == int(value),
+        f"{control.label} is {text!r}; it must be a whole number.",
+    )
     return value

@@ -147,6 +147,8 @@ def measured_points(
 ) -> dict[str, list[dict[str, Any]]]:
     """The study's own measurements of the state: drafts of its target and budget, at its batch.
 
+    None where context, prefill, drafting, weights or temperature are not those of the measurement.
+
     Decoders that ran on the clock come first; a study without them has measured tokens per round
     over the times of its steps.
     """
@@ -161,7 +163,7 @@ def measured_points(
         ),
         None,
     )
-    if target is None or state.hardware != _DEVICE:
+    if target is None or not _as_measured(choices, state):
         return {}
     timed = [
         cell.decoder
@@ -198,6 +200,16 @@ def measured_points(
         for batch, one in best.items()
     ]
     return {"measured": rows, "measured_schedule": loads}
+
+
+def _as_measured(choices: Choices, state: State) -> bool:
+    """Whether a state differs from the study's own measurements in nothing that they were taken at.
+
+    The page opens where the study measured, so every other control must stand where it stood.
+    """
+    names = ("hardware", "context", "prefill", "drafting", "weight_bytes")
+    same = all(getattr(state, name) == getattr(choices.start, name) for name in names)
+    return same and " at T = " not in state.acceptance_law
 
 
 def _row(draft: ModelRecord, counted: str, lookahead: int, one: Any) -> dict[str, Any]:

@@ -46,12 +46,15 @@ _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _CONTEXTS = (512, 2048, 8192, 32768)
 # Rows of the map: whole lookaheads, up to a little more than the best one.
 _ROWS = (8, 32)
-_PARTS = {"draft": "draft steps", "verify": "verification", "overhead": "other overheads"}
+_PARTS = {"draft": "drafting", "verify": "verification", "overhead": "overheads"}
 # Overheads of a device, which an engine may halve.
 _OVERHEADS = ("pass", "layer", "matrix", "wide", "token", "logit", "round")
 _LOGITS, _DIGITS = 0.25, 5
 # After a change the best lookahead is first looked for up to here, or twice as far as before.
 _LEAST_AHEAD = 12
+_UNFIT = " (does not fit)"
+# Measured speed-ups that differ by more than this from the predicted ones are worth a sentence.
+_FAR = 0.1
 
 
 @dataclass(frozen=True)
@@ -177,13 +180,13 @@ def view(
         ("Latency of a request", f"{float(gives.latency_seconds):.2f} s"),
         ("Memory of a device", short_bytes(float(gives.memory_bytes))),
     ]
-    datasets = {
+    datasets: dict[str, Any] = {
         "map": _map(problem, best, columns),
         "curve": _curve(problem, best, columns),
         "within": _within(near, best) if usable else [],
         "best": [_point(problem, best)],
         "candidates": _candidate_points(problem, comparison.candidates),
-        "schedule": _schedule(problem, best),
+        "schedule": _schedule(problem, best, state),
         "round": _round(gives.round, plain_step, float(gives.tokens_per_round)),
         "measured": [],
         "measured_schedule": [],
@@ -198,8 +201,44 @@ def view(
         candidates=_candidates(comparison.candidates, comparison.published),
         command=command(choices.flags(state)),
         engines=engines,
-        warnings=[*problem.notes, *doubtful, *of_the_device(problem, float(draft.width)), *of_laws],
+        warnings=[
+            *_of_measured(problem, datasets["measured"]),
+            *_of_the_bound(problem, datasets["within"]),
+            *problem.notes,
+            *doubtful,
+            *of_the_device(problem, float(draft.width)),
+            *of_laws,
+        ],
     )
+
+
+def _of_measured(problem: ServingProblem, points: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How far measured speed-ups are from what laws and device predict of the same drafts."""
+    if not points:
+        return []
+    ratios = []
+    for point in points:
+        size = problem.sizes.non_embedding(point["size"], "draft")
+        design = problem.inputs.fixed._replace(
+            draft_params=size, lookahead=float(point["lookahead"])
+        )
+        predicted = float(evaluate(problem.program, problem.inputs, design).outcome.speedup)
+        ratios.append(point["speedup"] / predicted)
+    off = float(np.median(np.abs(np.asarray(ratios) - 1)))
+    if off <= _FAR:
+        return []
+    return [
+        f"the measured speed-ups of the {len(points)} points differ from the predicted ones by {off:.0%} (median): the band "
+        "covers what the laws leave open, and not errors of the device's step times"
+    ]
+
+
+def _of_the_bound(problem: ServingProblem, within: Sequence[Mapping[str, Any]]) -> list[str]:
+    """That the sizes nearly as good as the best reach the smallest draft that is considered."""
+    smallest = float(_stated(problem, np.asarray([draft_range(problem)[0]]))[0])
+    if not within or within[0]["low"] > 1.001 * smallest:
+        return []
+    return [f"no draft below {short_count(smallest)} parameters is considered"]
 
 
 def _stated(problem: ServingProblem, sizes: np.ndarray) -> np.ndarray:
@@ -299,12 +338,13 @@ def _candidate_points(
     ]
 
 
-def _schedule(problem: ServingProblem, best: GridOptimum) -> list[dict[str, Any]]:
+def _schedule(problem: ServingProblem, best: GridOptimum, state: State) -> list[dict[str, Any]]:
     """The best lookahead of every batch and context with the best draft, 0 where none pays."""
     if problem.config.hardware.overlapped:
         return []  # a bound that engines do not reach; they draft and verify in turn
     here = at_design(problem, best.solved.design)
-    batches, contexts = np.asarray(_BATCHES), [float(c) for c in _CONTEXTS]
+    batches = np.asarray(sorted({*_BATCHES, int(state.batch)}))
+    contexts = sorted({*map(float, _CONTEXTS), state.context})
     gains, _ = speedups(here, batches, contexts)
     fits = allowed_cells(here, batches, contexts)
     ahead, speedup = gains.argmax(0), gains.max(0)
@@ -334,7 +374,7 @@ def _round(of_round: Any, step: float, tokens: float) -> list[dict[str, Any]]:
         # Drafting that runs beside the verification takes no time of its own.
         parts[0]["milliseconds"] -= 1e3 * float(of_round.overlap)
     alone = {
-        "way": "target alone, as many tokens",
+        "way": "target alone",
         "part": "plain decoding",
         "milliseconds": 1e3 * step * tokens,
     }
@@ -399,7 +439,7 @@ def _moves(
         "as set",
         short_count(problem.sizes.stated(own, "draft_params")),
         f"{int(own.lookahead)}",
-        f"{now:.2f}",
+        f"{now:.2f}" + ("" if best.solved.feasible else _UNFIT),
     )
     return [
         first,
@@ -408,7 +448,7 @@ def _moves(
                 row.change,
                 short_count(row.draft_params),
                 f"{row.lookahead}",
-                f"{row.speedup:.2f}" + ("" if row.feasible else " (does not fit)"),
+                f"{row.speedup:.2f}" + ("" if row.feasible else _UNFIT),
             )
             for row in rows
         ),
@@ -427,7 +467,7 @@ def _candidates(
             f"{one.lookahead}",
             f"{one.acceptance:.3f}",
             f"{one.speedup:.3f}",
-            f"{100 * one.regret:.1f}%",
+            f"{100 * one.regret:.1f}%" if one.regret > 0 else "none",
         )
         for name, one in named
     ]

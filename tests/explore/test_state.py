@@ -73,6 +73,8 @@ def test_an_engine_belongs_to_its_device(choices):
         ({"hardware": "../h100.toml"}, "Device"),
         ({"engine": "x.toml"}, "Serving engine"),
         ({"batch": "1e9"}, "Batch"),
+        ({"batch": "7.5"}, "whole"),
+        ({"devices": "1.5"}, "whole"),
         ({"batch": "nan"}, "Batch"),
         ({"target_params": "inf"}, "Target size"),
         ({"candidates": "125M,x"}, "Candidates"),
@@ -83,6 +85,20 @@ def test_an_engine_belongs_to_its_device(choices):
 def test_an_address_can_name_only_what_the_page_offers(choices, texts, named):
     with pytest.raises(SdslError, match=named):
         choices.state(texts)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"hardware": "a100", "engine": "vllm-graphs"}, "no engine named"),
+        ({"draft": "Qwen/Qwen3-0.6B"}, "--candidates"),
+        ({"weight_bytes": 0.0}, "weight_bytes"),
+        ({"objective": "latency_seconds"}, "objective"),
+    ],
+)
+def test_what_no_page_can_show_is_refused(flags, message):
+    with pytest.raises(SdslError, match=message):
+        Explorer.of_flags(flags)
 
 
 def test_values_survive_being_written():
