@@ -188,6 +188,7 @@ export function explorer(root, setup, ask) {
       waiting = false;
       const began = performance.now();
       const question = state;
+      let shown = question;
       try {
         const view = await ask(question);
         const said = [note, view.note, view.error].filter(Boolean).join(" ");
@@ -195,14 +196,14 @@ export function explorer(root, setup, ask) {
         error.textContent = said;
         if (!view.error) await show(view);
         // A page of a few states says which one it shows.
-        if (view.held && question === state) { state = { ...state, ...view.held }; showControls(); }
+        if (view.held && question === state) { state = shown = { ...state, ...view.held }; showControls(); }
         note = "";
       } catch (problem) {
         error.hidden = false;
         error.textContent = String(problem.message ?? problem);
       }
       root.dataset.milliseconds = (performance.now() - began).toFixed(0);
-      root.dataset.answered = JSON.stringify(question === state ? question : state);
+      root.dataset.answered = JSON.stringify(shown);
     } while (waiting);
     asking = false;
   };
