@@ -128,7 +128,8 @@ def _points(
         "strokeWidth": 1,
         "opacity": 1,
         "size": size,
-        "clip": True,
+        # The best design is often the smallest draft, at the edge.
+        "clip": name != "best",
     }
     encoding = {"x": x, "y": y, "tooltip": _OF_DESIGN}
     return {"data": {"name": name}, "mark": mark, "encoding": encoding}
@@ -226,10 +227,10 @@ def _schedule() -> dict[str, Any]:
     colour = {
         "field": "lookahead",
         "type": "quantitative",
-        "scale": {"scheme": "blues", "domainMin": 0},
+        "scale": {"scheme": "blues", "domain": [0, 12], "clamp": True},
         "legend": None,
     }
-    dark = {"test": "datum.fits && datum.lookahead > 4", "value": "#ffffff"}
+    dark = {"test": "datum.fits && datum.lookahead > 7", "value": "#ffffff"}
     place = {"x": batch, "y": context}
     return {
         "description": "Table of the best lookahead by batch and context; 0 where speculation does not pay.",
@@ -274,7 +275,7 @@ def _schedule() -> dict[str, Any]:
 
 def _round() -> dict[str, Any]:
     """The time of a round, by part, beside that of the target alone."""
-    parts = ["drafting", "verification", "overheads", "plain decoding"]
+    parts = ["drafting", "verification", "overheads", "plain steps"]
     return {
         "description": "Bars of the milliseconds of a speculative round by part, and of the target alone for as many tokens.",
         "height": 92,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sdsl_jax.errors import require
 from sdsl_jax.explore.explorer import Explorer, part
-from sdsl_jax.explore.state import Choices, Control, digits, written
+from sdsl_jax.explore.state import Choices, Control, State, digits, written
 from sdsl_jax.explore.view import FEWER_COLUMNS
 from sdsl_jax.progress import Progress, Silent
 from sdsl_jax.records import write_text
@@ -93,7 +94,8 @@ def export(
         views.append({name: value for name, value in found.items() if name != "state"})
         progress.advance(1)
     progress.finish()
-    setup = explorer.setup(controls) | {"views": views}
+    opens = start | {one.name: written(_nearest(one, explorer.choices.start)) for one in controls}
+    setup = explorer.setup(controls) | {"views": views, "state": opens}
     page = (
         environment("sdsl_jax.explore")
         .get_template("page.html.j2")
@@ -112,6 +114,14 @@ def export(
     )
     write_text(path, page)
     return len(states)
+
+
+def _nearest(control: Control, start: State) -> Any:
+    """The value of a page's control that is nearest to where the explorer opens."""
+    own = getattr(start, control.name)
+    if own in control.values or isinstance(own, str):
+        return own if own in control.values else control.values[0]
+    return min(control.values, key=lambda value: abs(math.log(value / own)))
 
 
 def _is_ours(path: Path) -> bool:

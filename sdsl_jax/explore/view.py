@@ -375,7 +375,7 @@ def _round(of_round: Any, step: float, tokens: float) -> list[dict[str, Any]]:
         parts[0]["milliseconds"] -= 1e3 * float(of_round.overlap)
     alone = {
         "way": "target alone",
-        "part": "plain decoding",
+        "part": "plain steps",
         "milliseconds": 1e3 * step * tokens,
     }
     return [*parts, alone]
