@@ -38,11 +38,9 @@ def default_grid(choices: Choices) -> dict[str, tuple[Any, ...]]:
     others = ("h100", "h200", "a100", "v6e")
     devices = [name for name in others if name in choices.hardware and name != start.hardware]
     return {
-        "target_params": _thinned(
-            (1e9, 3e9, 8e9, 14e9, 32e9, 70e9, 120e9, 400e9), start.target_params
-        ),
+        "target_params": _thinned((1e9, 3e9, 8e9, 32e9, 70e9, 400e9), start.target_params),
         "hardware": (start.hardware, *devices[:2]),
-        "batch": _thinned((1.0, 4.0, 16.0, 64.0, 256.0), start.batch),
+        "batch": _thinned((1.0, 4.0, 16.0, 64.0), start.batch),
         "context": _thinned((1024.0, 4096.0, 16384.0), start.context),
     }
 
