@@ -22,8 +22,8 @@ from sdsl_jax.statistics import quantile_interval
 from sdsl_jax.theory.arrays import in_numpy
 from sdsl_jax.theory.serving import Design, outcome
 
-# Draft sizes of a search, and of a second one between the neighbours of the best of them: its S is
-# that of the real optimum to 6 digits.
+# Draft sizes of a search, and of a second one among those that are nearly as good as the best of
+# them: its S is that of a fine grid to 5 digits.
 _SIZES, _FINER = 96, 128
 # The same of a change.
 _SIZES_OF_A_MOVE, _FINER_OF_A_MOVE = 64, 24

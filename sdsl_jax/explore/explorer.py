@@ -13,7 +13,7 @@ from sdsl_jax.config.problem_flags import ProblemFlags
 from sdsl_jax.errors import SdslError, require
 from sdsl_jax.evidence import StudyRecords
 from sdsl_jax.explore.charts import DATASETS, charts
-from sdsl_jax.explore.state import Choices, Control, State, written
+from sdsl_jax.explore.state import MEASURED, Choices, Control, State, written
 from sdsl_jax.explore.study import choices_of_study, measured_points
 from sdsl_jax.explore.view import COLUMNS, View, view
 from sdsl_jax.hardware import known_hardware, load_hardware
@@ -64,7 +64,7 @@ class Explorer:
             target_tokens=config.target.tokens,
             draft_tokens=config.draft.tokens,
             loss_law=_shown(choices.loss_laws, config.laws.loss),
-            acceptance_law="measured"
+            acceptance_law=MEASURED
             if config.draft.acceptance
             else _shown(choices.acceptance_laws, config.laws.acceptance),
             acceptance=config.draft.acceptance or 0.7,
